@@ -1,0 +1,28 @@
+"""fastddpm: everything in a diffusion model's training and sampling step that is not the network, as fused kernels."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from . import samplers
+from .diffusion import GaussianDiffusion
+from .functional import mse_loss, q_sample, q_step, reverse_step
+from .noise import advance, noise_key, randn, timesteps
+from .schedule import NoiseSchedule
+
+try:
+    __version__ = version("fastddpm")
+except PackageNotFoundError:  # run from a source tree that was never installed
+    __version__ = "unknown"
+
+__all__ = [
+    "GaussianDiffusion",
+    "NoiseSchedule",
+    "advance",
+    "mse_loss",
+    "noise_key",
+    "q_sample",
+    "q_step",
+    "randn",
+    "reverse_step",
+    "samplers",
+    "timesteps",
+]

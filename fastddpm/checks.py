@@ -1,0 +1,68 @@
+"""Checks of arguments, shared by the public functions. Each error names the argument, what was expected and what came."""
+
+import torch
+from torch import Tensor
+
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def describe(value: object) -> str:
+    """A tensor's dtype, shape and device in one phrase; anything else's type."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)} on {value.device}"
+    return type(value).__name__
+
+
+def check_float_dtype(name: str, dtype: torch.dtype) -> None:
+    if dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{name}: expected float32, bfloat16, float16 or float64, got {dtype}")
+
+
+def check_data(name: str, x: Tensor) -> None:
+    """A floating tensor [B, ...]."""
+    if not isinstance(x, Tensor) or x.dtype not in FLOAT_DTYPES or x.dim() == 0:
+        raise TypeError(f"{name}: expected a float32, bfloat16, float16 or float64 tensor [B, ...], got {describe(x)}")
+
+
+def check_like(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
+    """A floating tensor of another's shape and device."""
+    if not isinstance(x, Tensor) or x.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{name}: expected a float32, bfloat16, float16 or float64 tensor, got {describe(x)}")
+    if x.shape != other.shape:
+        raise ValueError(f"{name}: expected {other_name}'s shape {list(other.shape)}, got {list(x.shape)}")
+    if x.device != other.device:
+        raise ValueError(f"{name}: expected {other_name}'s device {other.device}, got {x.device}")
+
+
+def check_key(name: str, key: Tensor) -> None:
+    if not isinstance(key, Tensor) or key.dtype != torch.int64 or key.dim() != 2 or key.shape[1] != 2:
+        raise TypeError(f"{name}: expected an int64 key [B, 2] from noise_key, got {describe(key)}")
+
+
+def check_index(name: str, t: Tensor, x: Tensor) -> None:
+    """int32 or int64, one value a sample or one for all. Its range is the kernel's to check: a GPU's values are not read here."""
+    if not isinstance(t, Tensor) or (t.dtype != torch.int64 and t.dtype != torch.int32):
+        raise TypeError(f"{name}: expected an int32 or int64 tensor [B], got {describe(t)}")
+    if t.dim() > 1 or (t.numel() != 1 and t.numel() != x.shape[0]):
+        raise ValueError(f"{name}: expected shape [{x.shape[0]}] (one a sample) or one value, got {list(t.shape)}")
+    if t.device != x.device:
+        raise ValueError(f"{name}: expected the data's device {x.device}, got {t.device}")
+
+
+def check_noise(noise: Tensor, x_name: str, x: Tensor) -> None:
+    """A key for x's batch, or a tensor of x's shape."""
+    if isinstance(noise, Tensor) and noise.dtype == torch.int64:
+        check_key("noise", noise)
+        if noise.shape[0] != x.shape[0]:
+            raise ValueError(f"noise: expected a key of {x.shape[0]} rows (the batch of {x_name}), got {noise.shape[0]}")
+        if noise.device != x.device:
+            raise ValueError(f"noise: expected {x_name}'s device {x.device}, got {noise.device}")
+        return
+    check_like("noise", noise, x_name, x)
+    if noise.requires_grad and torch.is_grad_enabled():
+        raise ValueError("noise: expected a tensor that does not require grad (no function is differentiable in it); detach it")
+
+
+def check_one_of(name: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")

@@ -1,0 +1,176 @@
+"""The public functions: check the arguments, pick the rows, call the op.
+
+Shapes: B is the batch, D the elements of one sample; x tensors are `[B, ...]`, float32, bfloat16, float16 or (on the CPU)
+float64, each of its own dtype and any layout; `t` holds indices 0..T-1, int32 or int64 `[B]` or one value for all. Arithmetic
+is float32 (float64 where the first tensor is float64), the result cast last. `noise` is a key (`noise_key`) or a tensor.
+"""
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .autograd import Noising, ReverseStep, mse_function, wants_grad
+from .checks import check_data, check_index, check_like, check_noise, check_one_of, describe
+from .samplers import StepRows
+from .schedule import NoiseSchedule
+
+_REDUCTIONS = {"none": ops.NONE, "mean": ops.MEAN, "sum": ops.SUM}
+
+
+def q_sample(x_0: Tensor, t: Tensor | int, schedule: NoiseSchedule, noise: Tensor) -> Tensor:
+    """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) z: a draw of q(x_t | x_0) (Ho et al. 2020, eq. 4).
+
+    Args:
+        x_0: data `[B, ...]`.
+        t: indices into the schedule.
+        schedule: a `NoiseSchedule`.
+        noise: a key of B rows, whose normals are made on the way, or a tensor of x_0's shape.
+
+    Returns:
+        x_t, of x_0's shape, dtype and layout. Differentiable in x_0.
+
+    Raises:
+        TypeError, ValueError: an argument of a wrong dtype, shape or device, named.
+        IndexError: t out of range, on the CPU. On a GPU, where reading it would wait, that sample becomes NaN.
+    """
+    return _noised("x_0", x_0, t, schedule, noise, schedule.q_sample_rows)
+
+
+def q_step(x_prev: Tensor, t: Tensor | int, schedule: NoiseSchedule, noise: Tensor) -> Tensor:
+    """x_t = sqrt(alpha_t) x_{t-1} + sqrt(beta_t) z: one step of the forward chain (Ho et al. 2020, eq. 2). As `q_sample`."""
+    return _noised("x_prev", x_prev, t, schedule, noise, schedule.q_step_rows)
+
+
+def _noised(name, x, t, schedule, noise, rows_on) -> Tensor:
+    check_data(name, x)
+    t = _index("t", t, x, schedule)
+    check_noise(noise, name, x)
+    rows = rows_on(x.device, _arithmetic(x))
+    return Noising.apply(x, noise, t, rows) if wants_grad(x) else ops.noising(x, noise, t, rows)
+
+
+def mse_loss(
+    model_output: Tensor,
+    t: Tensor | int,
+    schedule: NoiseSchedule,
+    noise: Tensor | None = None,
+    x_0: Tensor | None = None,
+    x_t: Tensor | None = None,
+    prediction_type: str = "epsilon",
+    weight: str | Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """w_t mean_D (model_output - target)^2 for each sample (Ho et al. 2020, eq. 14), its mean or its sum over the batch.
+
+    Args:
+        model_output: the network's output `[B, ...]`.
+        t, schedule: as `q_sample` had them.
+        noise: the noise of `q_sample`: the same key (it is made again, not stored), or the tensor. Not needed for "sample".
+        x_0: the data. Needed by every prediction type but "epsilon".
+        x_t: for "previous" only: the noised data, in place of `noise`.
+        prediction_type: what the target is: "epsilon" the noise; "sample" x_0; "v_prediction" sqrt(abar) z - sqrt(1 - abar) x_0
+            (Salimans & Ho 2022); "previous" the posterior mean mu~(x_t, x_0) (Ho et al. 2020, eq. 7).
+        weight: None for 1; "min_snr" (Hang et al. 2023, gamma = 5); or a floating `[T]` table on the data's device.
+        reduction: "mean", "sum", or "none" for `[B]`.
+
+    Returns:
+        float32 (float64 for float64): a scalar, or `[B]`. Differentiable in model_output.
+
+    Raises:
+        TypeError, ValueError: an argument missing, or of a wrong dtype, shape or device, named.
+        IndexError: t out of range, on the CPU.
+    """
+    check_data("model_output", model_output)
+    index = _index("t", t, model_output, schedule)
+    schedule.check_prediction(prediction_type)
+    if reduction not in _REDUCTIONS:
+        check_one_of("reduction", reduction, tuple(_REDUCTIONS))
+    noise, x_0, x_t = _target_inputs(prediction_type, model_output, noise, x_0, x_t)
+    rows = _mse_rows(schedule, prediction_type, weight, x_t is not None, model_output)
+    inputs = (model_output, noise, x_0, x_t, index, rows, _REDUCTIONS[reduction])
+    return mse_function(model_output).apply(*inputs) if wants_grad(model_output) else ops.mse_loss(*inputs)
+
+
+def _target_inputs(prediction_type, model_output, noise, x_0, x_t):
+    """The tensors that this target is made of, checked; None for the rest."""
+    needs_x_0 = prediction_type != "epsilon"
+    if needs_x_0:
+        if x_0 is None:
+            raise ValueError(f"x_0: expected a tensor for prediction_type {prediction_type!r}, got None")
+        check_like("x_0", x_0, "model_output", model_output)
+    if prediction_type == "previous" and x_t is not None:
+        check_like("x_t", x_t, "model_output", model_output)
+        return None, x_0, x_t
+    if prediction_type == "sample":
+        return None, x_0, None
+    if noise is None:
+        raise ValueError(f"noise: expected a key or a tensor for prediction_type {prediction_type!r}, got None")
+    check_noise(noise, "model_output", model_output)
+    return noise, x_0 if needs_x_0 else None, None
+
+
+def _mse_rows(schedule, prediction_type, weight, given_x_t, x) -> Tensor:
+    named = weight if isinstance(weight, str) else None
+    if named is not None:
+        check_one_of("weight", named, ("min_snr",))
+    rows = schedule.mse_rows(prediction_type, named, given_x_t, x.device, _arithmetic(x))
+    if weight is None or named is not None:
+        return rows
+    if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.shape != (len(schedule),):
+        raise ValueError(f"weight: expected None, 'min_snr' or a floating [{len(schedule)}] table, got {describe(weight)}")
+    if weight.device != x.device:
+        raise ValueError(f"weight: expected model_output's device {x.device}, got {weight.device}")
+    return torch.cat((rows[:, :3], weight.detach().to(rows.dtype)[:, None]), 1)
+
+
+def reverse_step(
+    model_output: Tensor,
+    x_t: Tensor,
+    i: Tensor | int,
+    rows: StepRows,
+    noise: Tensor | None = None,
+    return_x_0: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    """One reverse update, x_t to x_{t-1}, for any sampler that is a table of rows (for DDPM, Ho et al. 2020, algorithm 2).
+
+    x_0_hat = clamp(p_x x_t + p_o out, bound);  x_prev = k_x x_t + k_0 x_0_hat + k_o out + sigma z.
+
+    Args:
+        model_output: the network's output at x_t, of its shape.
+        x_t: the current sample `[B, ...]`.
+        i: indices into the rows: the last one first, 0 for the final step. A tensor, or an int.
+        rows: a sampler's table, e.g. `samplers.ddpm(schedule)`.
+        noise: a key of B rows or a tensor of x_t's shape; None leaves the noise out.
+        return_x_0: False leaves x_0_hat unwritten and returns None for it.
+
+    Returns:
+        (x_prev, x_0_hat), both of x_t's shape, dtype and layout. Differentiable in model_output and x_t.
+
+    Raises:
+        TypeError, ValueError: an argument of a wrong dtype, shape or device, named.
+        IndexError: i out of range: on the CPU, or given as an int.
+    """
+    check_data("x_t", x_t)
+    check_like("model_output", model_output, "x_t", x_t)
+    if not isinstance(rows, StepRows):
+        raise TypeError(f"rows: expected the StepRows of a sampler such as samplers.ddpm(schedule), got {describe(rows)}")
+    index = _index("i", i, x_t, rows)
+    if noise is not None:
+        check_noise(noise, "x_t", x_t)
+    table = rows.on(x_t.device, _arithmetic(x_t))
+    step = ReverseStep.apply if wants_grad(model_output, x_t) else ops.reverse_step
+    x_prev, x_0 = step(model_output, x_t, noise, index, table, return_x_0)
+    return x_prev, x_0 if return_x_0 else None
+
+
+def _arithmetic(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _index(name: str, t: Tensor | int, x: Tensor, table: NoiseSchedule | StepRows) -> Tensor:
+    if isinstance(t, int) and not isinstance(t, bool):
+        if not 0 <= t < len(table):
+            raise IndexError(f"{name}: expected 0 .. {len(table) - 1}, got {t}")
+        return table.indices_on(x.device)[t]
+    check_index(name, t, x)
+    return t

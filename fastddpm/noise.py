@@ -1,0 +1,142 @@
+"""Noise that is a pure function of (seed, step, sample, element): keys, normals, timesteps.
+
+The contract, with its known answers, is docs/noise.md. A key is an int64 tensor `[B, 2]` of (seed, subsequence), one row a
+sample, where `subsequence = stream << 60 | step << 32 | sample`.
+"""
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .checks import check_float_dtype, check_key, describe
+
+TRAINING, REVERSE, INITIAL, TIMESTEP, EVALUATION = range(5)
+"""Streams: training noise, a reverse step's noise, the initial x_T, the timestep t, evaluation. 5 and up are reserved."""
+
+MAX_STEP = 1 << 28
+MAX_SAMPLE = 1 << 32
+MAX_STREAM = 1 << 4
+
+
+def noise_key(
+    seed: int | Tensor,
+    step: int = 0,
+    batch_size: int | None = None,
+    first_sample: int = 0,
+    stream: int = TRAINING,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """A key for each sample of a batch.
+
+    Args:
+        seed: an int, taken modulo 2^64, or an integer tensor `[B]` of one seed a sample. With a tensor every sample index is
+            `first_sample`: an image then depends on its own seed and not on its place in the batch.
+        step: the training step, or the position in a sampling loop; 0 <= step < 2^28.
+        batch_size: B. Needed with an int seed (default 1); with a tensor of seeds it must agree or be left out.
+        first_sample: the index of the batch's first sample (rank * B on rank `rank`); samples are numbered from there.
+        stream: which of a run's streams of noise this is: 0 training, 1 reverse step, 2 initial x_T, 3 timestep, 4 evaluation.
+        device: where the key lives; it must be the data's device. Default: the seeds' device, or torch's default device.
+
+    Returns:
+        int64 `[B, 2]`.
+
+    Raises:
+        ValueError: a step, sample index or stream out of its range.
+        TypeError: a seed that is neither an int nor an integer tensor.
+    """
+    if not 0 <= step < MAX_STEP:
+        raise ValueError(f"step: expected 0 <= step < 2^28, got {step}")
+    if not 0 <= stream < MAX_STREAM:
+        raise ValueError(f"stream: expected 0 <= stream < 16, got {stream}")
+    if isinstance(seed, Tensor):
+        return _key_of_seeds(seed, step, batch_size, first_sample, stream, device)
+    if not isinstance(seed, int):
+        raise TypeError(f"seed: expected an int or an integer tensor [B], got {type(seed).__name__}")
+    size = 1 if batch_size is None else batch_size
+    if size < 0:
+        raise ValueError(f"batch_size: expected 0 or more, got {size}")
+    if not 0 <= first_sample <= MAX_SAMPLE - max(size, 1):
+        raise ValueError(f"first_sample: expected every sample index in 0 .. 2^32 - 1, got {first_sample} with {size} samples")
+    key = torch.empty((size, 2), dtype=torch.int64, device=device)
+    ops.fill_key_(key, _signed64(seed), _subsequence(stream, step, first_sample))
+    return key
+
+
+def _key_of_seeds(
+    seeds: Tensor, step: int, batch_size: int | None, sample: int, stream: int, device: torch.device | str | None
+) -> Tensor:
+    if seeds.is_floating_point() or seeds.is_complex() or seeds.dtype == torch.bool or seeds.dim() != 1:
+        raise TypeError(f"seed: expected an int or an integer tensor [B], got {describe(seeds)}")
+    if batch_size is not None and batch_size != seeds.shape[0]:
+        raise ValueError(f"batch_size: expected {seeds.shape[0]} (the number of seeds) or None, got {batch_size}")
+    if not 0 <= sample < MAX_SAMPLE:
+        raise ValueError(f"first_sample: expected 0 .. 2^32 - 1, got {sample}")
+    seeds = seeds.to(device=device, dtype=torch.int64)
+    return torch.stack((seeds, torch.full_like(seeds, _subsequence(stream, step, sample))), dim=1)
+
+
+def _signed64(value: int) -> int:
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _subsequence(stream: int, step: int, sample: int) -> int:
+    return _signed64(stream << 60 | step << 32 | sample)
+
+
+def advance(key: Tensor, steps: int = 1) -> Tensor:
+    """Adds `steps` to the step of every row of a key, in place and on its device, and returns the key.
+
+    Inside a captured CUDA graph it makes each replay draw fresh noise; inside `torch.compile` it is how the step moves without
+    a recompilation.
+
+    Raises:
+        OverflowError: on the CPU, where a step would leave 0 .. 2^28 - 1 (nothing is changed then). Other devices are not
+            asked, since that would wait for them; the step wraps inside its 28 bits there.
+    """
+    check_key("key", key)
+    ops.advance_(key, steps)
+    return key
+
+
+def randn(
+    key: Tensor,
+    shape: tuple[int, ...] | torch.Size,
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Tensor:
+    """The standard normals that the kernels make from a key: Philox4x32-10 (Salmon et al. 2011) and Box-Muller (1958).
+
+    Args:
+        key: int64 `[B, 2]`, see `noise_key`.
+        shape: the shape wanted; its first size is B.
+        dtype: float32, bfloat16, float16 or float64: the float32 normal, cast.
+        memory_format: how the result lies in memory. It does not change which element gets which normal.
+
+    Returns:
+        A tensor of that shape and dtype on the key's device.
+    """
+    check_key("key", key)
+    check_float_dtype("dtype", dtype)
+    shape = tuple(shape)
+    if not shape or shape[0] != key.shape[0]:
+        raise ValueError(f"shape: expected a first size of {key.shape[0]} (the key's rows), got {shape}")
+    out = torch.empty(shape, dtype=dtype, device=key.device, memory_format=memory_format)
+    ops.randn_(out, key)
+    return out
+
+
+def timesteps(key: Tensor, num_timesteps: int) -> Tensor:
+    """A uniform timestep index for each sample: `mulhi(w[0], T)` of the key's first Philox block in stream 3.
+
+    Args:
+        key: int64 `[B, 2]`; the stream it names is replaced by 3, so the training noise's own key serves.
+        num_timesteps: T, 1 <= T < 2^31.
+
+    Returns:
+        int64 `[B]`, values 0 .. T-1, on the key's device.
+    """
+    check_key("key", key)
+    if not 1 <= num_timesteps < 1 << 31:
+        raise ValueError(f"num_timesteps: expected 1 <= T < 2^31, got {num_timesteps}")
+    return ops.timesteps(key, num_timesteps)

@@ -1,0 +1,107 @@
+"""The torch.library boundary: schemas, fakes, and which backend serves which device. Nothing else.
+
+Every op takes tensors that `functional` has checked. `noise` is a key (int64 `[B, 2]`) or a tensor; `t` and `index` choose the
+row of `rows` for each sample; the dtype of `rows` is the dtype of the arithmetic. `reduction` is 0 none, 1 mean, 2 sum.
+
+The CPU key is served by the C++ extension where it is built. Every device without kernels of its own runs `reference`.
+"""
+
+import torch
+from torch import Tensor
+
+from . import _extension, reference
+
+NONE, MEAN, SUM = 0, 1, 2
+
+_library = torch.library.Library("fastddpm", "DEF")
+_TARGET = "Tensor model_output, Tensor? noise, Tensor? x_0, Tensor? x_t, Tensor t, Tensor rows, int reduction"
+
+
+def _define(name: str, signature: str) -> torch._ops.OpOverload:
+    _library.define(f"{name}{signature}", tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(name, getattr(reference, name), "CompositeExplicitAutograd")
+    return getattr(torch.ops.fastddpm, name).default
+
+
+fill_key_ = _define("fill_key_", "(Tensor(a!) key, int seed, int subsequence) -> ()")
+advance_ = _define("advance_", "(Tensor(a!) key, int steps) -> ()")
+randn_ = _define("randn_", "(Tensor(a!) out, Tensor key) -> ()")
+timesteps = _define("timesteps", "(Tensor key, int num_timesteps) -> Tensor")
+noising = _define("noising", "(Tensor x, Tensor? noise, Tensor t, Tensor rows) -> Tensor")
+mse_loss = _define("mse_loss", f"({_TARGET}) -> Tensor")
+mse_loss_with_grad = _define("mse_loss_with_grad", f"({_TARGET}) -> (Tensor, Tensor)")
+mse_loss_backward = _define("mse_loss_backward", f"(Tensor grad_loss, {_TARGET}) -> Tensor")
+scale_grad_ = _define("scale_grad_", "(Tensor(a!) grad, Tensor grad_loss) -> ()")
+reverse_step = _define(
+    "reverse_step",
+    "(Tensor model_output, Tensor x_t, Tensor? noise, Tensor index, Tensor rows, bool return_x_0) -> (Tensor, Tensor)",
+)
+reverse_step_backward = _define(
+    "reverse_step_backward",
+    "(Tensor? grad_x_prev, Tensor? grad_x_0, Tensor model_output, Tensor x_t, Tensor index, Tensor rows) -> (Tensor, Tensor)",
+)
+
+_extension.load()  # registers the C++ kernels under the CPU key, over the schemas above
+
+
+def _fake(op: torch._ops.OpOverload):
+    return torch.library.register_fake(op.name(), lib=_library)
+
+
+@_fake(fill_key_)
+def _(key, seed, subsequence):
+    return None
+
+
+@_fake(advance_)
+def _(key, steps):
+    return None
+
+
+@_fake(randn_)
+def _(out, key):
+    return None
+
+
+@_fake(timesteps)
+def _(key, num_timesteps):
+    return key.new_empty(key.shape[0])
+
+
+@_fake(noising)
+def _(x, noise, t, rows):
+    return torch.empty_like(x)
+
+
+def _fake_loss(model_output, rows, reduction):
+    return rows.new_empty(model_output.shape[:1] if reduction == NONE else ())
+
+
+@_fake(mse_loss)
+def _(model_output, noise, x_0, x_t, t, rows, reduction):
+    return _fake_loss(model_output, rows, reduction)
+
+
+@_fake(mse_loss_with_grad)
+def _(model_output, noise, x_0, x_t, t, rows, reduction):
+    return _fake_loss(model_output, rows, reduction), torch.empty_like(model_output)
+
+
+@_fake(mse_loss_backward)
+def _(grad_loss, model_output, noise, x_0, x_t, t, rows, reduction):
+    return torch.empty_like(model_output)
+
+
+@_fake(scale_grad_)
+def _(grad, grad_loss):
+    return None
+
+
+@_fake(reverse_step)
+def _(model_output, x_t, noise, index, rows, return_x_0):
+    return torch.empty_like(x_t), torch.empty_like(x_t) if return_x_0 else x_t.new_empty(0)
+
+
+@_fake(reverse_step_backward)
+def _(grad_x_prev, grad_x_0, model_output, x_t, index, rows):
+    return torch.empty_like(model_output), torch.empty_like(x_t)

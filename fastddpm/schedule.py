@@ -1,0 +1,281 @@
+"""NoiseSchedule: betas -> float64 tables -> rows of coefficients for the kernels, cached per device.
+
+Notation: index i = 0..T-1 is step t = i + 1 of the papers; abar = alphas_cumprod; abar_0 = 1 before the first step.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .checks import check_one_of, describe
+
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "previous")
+VARIANCE_TYPES = ("fixed_small", "fixed_large")
+SPACINGS = ("leading", "trailing", "linspace")
+
+
+class NoiseSchedule:
+    """The noise schedule of a discrete-time diffusion: what each step adds, and every table that follows from it.
+
+    Make one with `linear`, `cosine`, `sigmoid`, `scaled_linear`, `from_betas` or `from_alphas_cumprod`. All tables are float64
+    `[T]` on the CPU. A schedule does not change once made; `respace` and `zero_terminal_snr` return new ones.
+
+    Attributes:
+        betas, alphas, alphas_cumprod, alphas_cumprod_prev: as in Ho et al. 2020, section 2.
+        posterior_variance: beta~ of Ho et al. 2020, eq. 7; 0 at index 0.
+        posterior_mean_x_0, posterior_mean_x_t: the two coefficients of mu~, ibid.
+        timesteps: int64 `[T]`, the timestep that the network is given at each index; 0..T-1 unless respaced.
+    """
+
+    def __init__(self, betas: Tensor, alphas_cumprod: Tensor, timesteps: Tensor):
+        self.betas, self.alphas_cumprod, self.timesteps = betas, alphas_cumprod, timesteps
+        self.alphas = 1 - betas
+        self.alphas_cumprod_prev = torch.cat((torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]))
+        self.posterior_variance = betas * (1 - self.alphas_cumprod_prev) / (1 - alphas_cumprod)
+        self.posterior_mean_x_0 = betas * self.alphas_cumprod_prev.sqrt() / (1 - alphas_cumprod)
+        self.posterior_mean_x_t = self.alphas.sqrt() * (1 - self.alphas_cumprod_prev) / (1 - alphas_cumprod)
+        self.num_timesteps = len(betas)
+        self.is_respaced = not torch.equal(timesteps, torch.arange(len(betas)))
+        self.has_zero_terminal_snr = bool(alphas_cumprod[-1] == 0)
+        self._cache: dict[tuple, Tensor] = {}
+
+    def __len__(self) -> int:
+        return self.num_timesteps
+
+    def __repr__(self) -> str:
+        first, last = float(self.betas[0]), float(self.betas[-1])
+        return f"NoiseSchedule(T={len(self)}, betas {first:.4g} .. {last:.4g}, abar_T={float(self.alphas_cumprod[-1]):.4g})"
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_cache": {}}
+
+    # ---- how to make one ----
+
+    @classmethod
+    def linear(cls, num_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> "NoiseSchedule":
+        """Betas evenly spaced between the ends as given (Ho et al. 2020). They are not scaled by 1000/T, as diffusers' are not;
+        OpenAI and lucidrains scale them: pass the scaled ends for theirs."""
+        _check_steps(num_timesteps)
+        return cls.from_betas(torch.linspace(beta_start, beta_end, num_timesteps, dtype=torch.float64))
+
+    @classmethod
+    def scaled_linear(cls, num_timesteps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> "NoiseSchedule":
+        """sqrt(beta) evenly spaced (Rombach et al. 2022, latent diffusion)."""
+        _check_steps(num_timesteps)
+        _check_positive("beta_start", beta_start)
+        _check_positive("beta_end", beta_end)
+        roots = torch.linspace(math.sqrt(beta_start), math.sqrt(beta_end), num_timesteps, dtype=torch.float64)
+        return cls.from_betas(roots**2)
+
+    @classmethod
+    def cosine(cls, num_timesteps: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> "NoiseSchedule":
+        """f(u) = cos^2((u + s)/(1 + s) pi/2), beta_t = min(1 - f(t/T)/f((t-1)/T), max_beta) (Nichol & Dhariwal 2021, eq. 17)."""
+        return cls._from_curve(num_timesteps, max_beta, lambda u: math.cos((u + s) / (1 + s) * math.pi / 2) ** 2)
+
+    @classmethod
+    def sigmoid(
+        cls, num_timesteps: int = 1000, start: float = -3.0, end: float = 3.0, tau: float = 1.0, max_beta: float = 0.999
+    ) -> "NoiseSchedule":
+        """A sigmoid in abar (Jabri et al. 2022, "sigmoid"; lucidrains'). diffusers' schedule of that name is one in beta."""
+
+        def curve(u: float) -> float:
+            upper = _logistic(end / tau)
+            return (upper - _logistic((u * (end - start) + start) / tau)) / (upper - _logistic(start / tau))
+
+        return cls._from_curve(num_timesteps, max_beta, curve)
+
+    @classmethod
+    def _from_curve(cls, num_timesteps: int, max_beta: float, curve: Callable[[float], float]) -> "NoiseSchedule":
+        _check_steps(num_timesteps)
+        levels = [curve(i / num_timesteps) for i in range(num_timesteps + 1)]
+        ratios = zip(levels[1:], levels[:-1], strict=True)
+        return cls.from_betas([min(1 - now / before, max_beta) for now, before in ratios])
+
+    @classmethod
+    def from_betas(cls, betas: Tensor | Sequence[float]) -> "NoiseSchedule":
+        """From any betas `[T]` in (0, 1].
+
+        Raises:
+            ValueError: no betas, not one-dimensional, NaN, or a value outside (0, 1] (named with its index).
+        """
+        betas = _table("betas", betas)
+        _check_values("betas", betas, (betas > 0) & (betas <= 1), "in (0, 1]")
+        return cls(betas, torch.cumprod(1 - betas, 0), torch.arange(len(betas)))
+
+    @classmethod
+    def from_alphas_cumprod(cls, alphas_cumprod: Tensor | Sequence[float]) -> "NoiseSchedule":
+        """From abar `[T]`: in (0, 1) and strictly decreasing; the last value may be 0 (zero terminal SNR)."""
+        return cls._from_levels("alphas_cumprod", _table("alphas_cumprod", alphas_cumprod), None)
+
+    @classmethod
+    def _from_levels(cls, name: str, abar: Tensor, timesteps: Tensor | None) -> "NoiseSchedule":
+        inside = (abar > 0) & (abar < 1)
+        inside[-1] |= abar[-1] == 0
+        _check_values(name, abar, inside, "in (0, 1), the last in [0, 1)")
+        before = torch.cat((torch.ones(1, dtype=torch.float64), abar[:-1]))
+        _check_values(name, abar, abar < before, "strictly decreasing")
+        return cls(1 - abar / before, abar, torch.arange(len(abar)) if timesteps is None else timesteps)
+
+    # ---- how to change one ----
+
+    def zero_terminal_snr(self) -> "NoiseSchedule":
+        """sqrt(abar) shifted so that its last value is 0 and scaled so that its first stays (Lin et al. 2023, algorithm 1)."""
+        if len(self) < 2:
+            raise ValueError(f"zero_terminal_snr: expected a schedule of 2 steps or more, got {len(self)}")
+        root = self.alphas_cumprod.sqrt()
+        root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
+        return self._from_levels("alphas_cumprod", root**2, self.timesteps)
+
+    def respace(self, steps: int | Sequence[int] | Tensor, spacing: str = "trailing") -> "NoiseSchedule":
+        """The chain over fewer steps tau_1 < .. < tau_S: abar'_s = abar_(tau_s), and new betas (Nichol & Dhariwal 2021, sec. 4).
+
+        Args:
+            steps: S, or an explicit list of indices, all different, ascending or descending.
+            spacing: which S indices: "leading" (0, T//S, ..), "trailing" (.., T-1) or "linspace" (both ends), as diffusers
+                names them. Not used with a list.
+
+        Returns:
+            A schedule of S steps whose `timesteps` are those the network was trained on.
+        """
+        index = self._spaced(steps, spacing) if isinstance(steps, int) else self._listed(steps)
+        return self._from_levels("steps", self.alphas_cumprod[index], self.timesteps[index])
+
+    def _spaced(self, steps: int, spacing: str) -> Tensor:
+        total = len(self)
+        if not 1 <= steps <= total:
+            raise ValueError(f"steps: expected 1 .. {total}, got {steps}")
+        check_one_of("spacing", spacing, SPACINGS)
+        if spacing == "leading":
+            return torch.arange(steps) * (total // steps)
+        if spacing == "linspace":
+            return torch.linspace(0, total - 1, steps, dtype=torch.float64).round().long()
+        return (total - torch.arange(steps, dtype=torch.float64) * (total / steps)).round().long().flip(0) - 1
+
+    def _listed(self, steps: Sequence[int] | Tensor) -> Tensor:
+        index = torch.as_tensor(steps)
+        if index.dim() != 1 or index.numel() == 0 or index.is_floating_point() or index.dtype == torch.bool:
+            raise ValueError(f"steps: expected an int or a list of ints, got {describe(index)}")
+        index = index.long().cpu()
+        if len(index) > 1 and index[0] > index[-1]:
+            index = index.flip(0)
+        if bool((index[1:] <= index[:-1]).any()) or index[0] < 0 or index[-1] >= len(self):
+            raise ValueError(f"steps: expected different indices 0 .. {len(self) - 1} in order, got {steps}")
+        return index
+
+    # ---- tables that follow ----
+
+    @property
+    def snr(self) -> Tensor:
+        """abar / (1 - abar), float64 `[T]`."""
+        return self.alphas_cumprod / (1 - self.alphas_cumprod)
+
+    def min_snr_weights(self, prediction_type: str = "epsilon", gamma: float = 5.0) -> Tensor:
+        """Min-SNR-gamma weights, float64 `[T]` (Hang et al. 2023): min(snr, gamma), over snr for epsilon, over snr + 1 for v."""
+        check_one_of("prediction_type", prediction_type, PREDICTION_TYPES[:3])
+        _check_positive("gamma", gamma)
+        self.check_prediction(prediction_type)
+        divisor = {"epsilon": self.snr, "sample": torch.ones_like(self.snr), "v_prediction": self.snr + 1}
+        return self.snr.clamp(max=gamma) / divisor[prediction_type]
+
+    def variance(self, variance_type: str) -> Tensor:
+        """sigma^2 of the reverse step, float64 `[T]`: fixed_small is beta~ (0 at index 0), fixed_large [beta~_2, beta_2, ..]."""
+        check_one_of("variance_type", variance_type, VARIANCE_TYPES)
+        if variance_type == "fixed_small":
+            return self.posterior_variance
+        return torch.cat((self.posterior_variance[1:2] if len(self) > 1 else self.betas[:1], self.betas[1:]))
+
+    def check_prediction(self, prediction_type: str) -> None:
+        """Refuses what cannot work: x_0 does not follow from epsilon where abar is 0."""
+        check_one_of("prediction_type", prediction_type, PREDICTION_TYPES)
+        if prediction_type == "epsilon" and self.has_zero_terminal_snr:
+            raise ValueError(
+                "prediction_type: expected 'v_prediction' or 'sample' on a schedule of zero terminal SNR, got 'epsilon' "
+                "(x_T is pure noise there, so no x_0 follows from a predicted epsilon)"
+            )
+
+    # ---- rows for the kernels ----
+
+    def q_sample_rows(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """`[T, 2]`: sqrt(abar), sqrt(1 - abar)."""
+        return self._rows(("q_sample",), device, dtype)
+
+    def q_step_rows(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """`[T, 2]`: sqrt(alpha), sqrt(beta)."""
+        return self._rows(("q_step",), device, dtype)
+
+    def mse_rows(self, prediction_type: str, weight: str | None, given_x_t: bool, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """`[T, 4]`: p, q, r, w of `target = p z + q x_0 + r x_t` and its weight."""
+        return self._rows(("mse", prediction_type, weight, given_x_t), device, dtype)
+
+    def timesteps_on(self, device: torch.device) -> Tensor:
+        """`timesteps` on a device, uploaded once."""
+        key = ("timesteps", device)
+        if key not in self._cache:
+            self._cache[key] = self.timesteps.to(device)
+        return self._cache[key]
+
+    def indices_on(self, device: torch.device) -> Tensor:
+        """0..T-1 on a device: an int index is a view of it, so that none is uploaded."""
+        key = ("indices", device)
+        if key not in self._cache:
+            self._cache[key] = torch.arange(len(self), device=device)
+        return self._cache[key]
+
+    def _rows(self, name: tuple, device: torch.device, dtype: torch.dtype) -> Tensor:
+        key = (name, device, dtype)
+        rows = self._cache.get(key)
+        if rows is None:
+            rows = self._cache[key] = self._make_rows(name).to(dtype).to(device)
+        return rows
+
+    def _make_rows(self, name: tuple) -> Tensor:
+        if name[0] == "q_sample":
+            return torch.stack((self.alphas_cumprod, 1 - self.alphas_cumprod), 1).sqrt()
+        if name[0] == "q_step":
+            return torch.stack((self.alphas, self.betas), 1).sqrt()
+        _, prediction_type, weight, given_x_t = name
+        one = torch.ones_like(self.betas)
+        weights = one if weight is None else self.min_snr_weights(prediction_type)
+        return torch.stack((*self._target(prediction_type, given_x_t), weights), 1)
+
+    def _target(self, prediction_type: str, given_x_t: bool) -> tuple[Tensor, Tensor, Tensor]:
+        a, s = self.alphas_cumprod.sqrt(), (1 - self.alphas_cumprod).sqrt()
+        one, zero = torch.ones_like(a), torch.zeros_like(a)
+        if prediction_type == "epsilon":
+            return one, zero, zero
+        if prediction_type == "sample":
+            return zero, one, zero
+        if prediction_type == "v_prediction":  # Salimans & Ho 2022, appendix D
+            return a, -s, zero
+        if given_x_t:
+            return zero, self.posterior_mean_x_0, self.posterior_mean_x_t
+        return self.posterior_mean_x_t * s, self.posterior_mean_x_0 + self.posterior_mean_x_t * a, zero
+
+
+def _logistic(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def _check_steps(num_timesteps: int) -> None:
+    if not isinstance(num_timesteps, int) or num_timesteps < 1:
+        raise ValueError(f"num_timesteps: expected an int of 1 or more, got {num_timesteps!r}")
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name}: expected a value above 0, got {value}")
+
+
+def _table(name: str, values: Tensor | Sequence[float]) -> Tensor:
+    table = torch.as_tensor(values).detach().to(device="cpu", dtype=torch.float64, copy=True)
+    if table.dim() != 1 or table.numel() == 0:
+        raise ValueError(f"{name}: expected one dimension and one value or more, got shape {list(table.shape)}")
+    return table
+
+
+def _check_values(name: str, table: Tensor, good: Tensor, expected: str) -> None:
+    if not bool(good.all()):
+        index = int((~good).nonzero()[0])
+        raise ValueError(f"{name}: expected values {expected}, got {float(table[index])} at index {index}")
