@@ -1,0 +1,54 @@
+// Every kernel for one instruction set, and the table of them (fastddpm::Kernels).
+#pragma once
+#include "mse.h"
+#include "noising.h"
+#include "reverse.h"
+
+namespace FASTDDPM_ISA {
+
+// float or double, as the rows are
+template <auto kNarrow, auto kWide> struct ByRows {
+  template <class Args> static void run(const Args& args, int64_t begin, int64_t end) {
+    args.rows.wide ? kWide(args, begin, end) : kNarrow(args, begin, end);
+  }
+};
+
+inline void scale_any(const ScaleArgs& args, int64_t begin, int64_t end) {
+  args.wide ? scale<double>(args, begin, end) : scale<float>(args, begin, end);
+}
+
+// The normals of given words, kBlocks rows of four at a time: what a test walks through all 2^32 words with.
+inline void box_muller_rows(const int64_t* rows, float* z, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; i += kBlocks) {
+    uint64_t lanes[kBlocks], column[4][kBlocks] = {};
+    const Words order = block_lanes();
+    std::memcpy(lanes, &order, sizeof(lanes));
+    for (int b = 0; b < kBlocks; ++b)
+      for (int j = 0; j < 4; ++j)
+        if (i + int64_t(lanes[b]) < end) column[j][b] = uint64_t(rows[4 * (i + int64_t(lanes[b])) + j]);
+    Counter w;
+    std::memcpy(&w.c0, column[0], sizeof(w.c0));
+    std::memcpy(&w.c1, column[1], sizeof(w.c1));
+    std::memcpy(&w.c2, column[2], sizeof(w.c2));
+    std::memcpy(&w.c3, column[3], sizeof(w.c3));
+    float out[4 * kBlocks];
+    box_muller(w, out);
+    const int64_t left = end - i;
+    std::memcpy(z + 4 * i, out, sizeof(float) * 4 * size_t(left < kBlocks ? left : kBlocks));
+  }
+}
+
+constexpr Kernels table(const char* name, bool (*runs_here)()) {
+  return {name,
+          runs_here,
+          timesteps,
+          randn,
+          ByRows<noising<float>, noising<double>>::template run<NoisingArgs>,
+          ByRows<mse<float>, mse<double>>::template run<MseArgs>,
+          scale_any,
+          ByRows<reverse<float>, reverse<double>>::template run<ReverseArgs>,
+          ByRows<reverse_backward<float>, reverse_backward<double>>::template run<ReverseBackwardArgs>,
+          box_muller_rows};
+}
+
+}  // namespace FASTDDPM_ISA

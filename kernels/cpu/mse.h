@@ -1,0 +1,79 @@
+// mse: loss_b = w mean (out - target)^2, target = p z + q x_0 + r x_t, for the row (p, q, r, w) of the sample's t
+// (Ho et al. 2020, eq. 14; Salimans & Ho 2022 for v).
+//
+//   target = fma(r, x_t, fma(q, x_0, p z));  d = out - target;  sum += d d;  grad = ((2 w / D) d) g
+//
+// Forward and backward are one pass: sums where wanted, the gradient where wanted.
+// Moves: reads out (and x_0, x_t where the target has them); writes grad.
+#pragma once
+#include "chunk.h"
+
+namespace FASTDDPM_ISA {
+
+constexpr int kSums = 16;  // partial sums, the same number for every instruction set so that all give the same bits
+
+template <class T> inline double sum_of_squares(const T* d, int64_t n) {
+  T part[kSums] = {};
+  int64_t i = 0;
+  for (; i + kSums <= n; i += kSums)
+    for (int j = 0; j < kSums; ++j) part[j] += d[i + j] * d[i + j];
+  for (int j = 0; i + j < n; ++j) part[j] += d[i + j] * d[i + j];
+  double sum = 0;
+  for (int j = 0; j < kSums; ++j) sum += double(part[j]);
+  return sum;
+}
+
+// d = out - target
+template <class T>
+inline void difference(const T* out, const T* z, const T* x_0, const T* x_t, const T* row, int64_t n, T* d) {
+  const T p = row[0], q = row[1], r = row[2];
+  if (z && !x_0 && !x_t) {
+    for (int64_t i = 0; i < n; ++i) d[i] = out[i] - p * z[i];
+    return;
+  }
+  if (z) {
+    for (int64_t i = 0; i < n; ++i) d[i] = p * z[i];
+  } else {
+    for (int64_t i = 0; i < n; ++i) d[i] = 0;
+  }
+  if (x_0)
+    for (int64_t i = 0; i < n; ++i) d[i] = fused(q, x_0[i], d[i]);
+  if (x_t)
+    for (int64_t i = 0; i < n; ++i) d[i] = fused(r, x_t[i], d[i]);
+  for (int64_t i = 0; i < n; ++i) d[i] = out[i] - d[i];
+}
+
+template <class T> void mse(const MseArgs& args, int64_t begin, int64_t end) {
+  Buffer<T> out_buffer, z_buffer, x_0_buffer, x_t_buffer, d_buffer, grad_buffer;
+  T* d = d_buffer.values;
+  for (int64_t number = begin; number < end; ++number) {
+    const Chunk chunk(args.plan, number);
+    const T* row = chunk.row<T>(args.rows, 4);
+    difference(chunk.fetch(args.model_output, out_buffer), chunk.noise(args.noise, z_buffer),
+               chunk.fetch(args.x_0, x_0_buffer), chunk.fetch(args.x_t, x_t_buffer), row, chunk.count, d);
+    if (args.sums) args.sums[number] = sum_of_squares(d, chunk.count);
+    T* grad = chunk.target(args.grad, grad_buffer);
+    if (!grad) continue;
+    const T scale = T(2) * row[3] / T(args.count);
+    const T upstream =
+        args.upstream ? static_cast<const T*>(args.upstream)[chunk.sample * args.upstream_stride] : T(1);
+    for (int64_t i = 0; i < chunk.count; ++i) grad[i] = scale * d[i] * upstream;
+    chunk.commit(args.grad, grad, grad_buffer);
+  }
+}
+
+// grad *= g: the gradient made in the forward, scaled in place. Most losses are the last node, and g is 1: then nothing moves.
+template <class T> void scale(const ScaleArgs& args, int64_t begin, int64_t end) {
+  Buffer<T> buffer;
+  for (int64_t number = begin; number < end; ++number) {
+    const Chunk chunk(args.plan, number);
+    const T upstream = static_cast<const T*>(args.upstream)[chunk.sample * args.upstream_stride];
+    if (upstream == T(1)) continue;
+    const T* from = chunk.fetch(args.grad, buffer);
+    T* to = chunk.target(args.grad, buffer);
+    for (int64_t i = 0; i < chunk.count; ++i) to[i] = from[i] * upstream;
+    chunk.commit(args.grad, to, buffer);
+  }
+}
+
+}  // namespace FASTDDPM_ISA

@@ -1,0 +1,51 @@
+// noising: x_t = a x_0 + s z for the row (a, s) of the sample's t (Ho et al. 2020, eq. 4; eq. 2 for one step).
+//
+//   out = fma(a, x, s z);  without noise, as in the backward, out = a x
+//
+// Moves: reads x, writes out (8 bytes an element in float32). Noise from a key moves nothing.
+#pragma once
+#include "chunk.h"
+
+namespace FASTDDPM_ISA {
+
+template <class T> void noising(const NoisingArgs& args, int64_t begin, int64_t end) {
+  Buffer<T> x_buffer, z_buffer, out_buffer;
+  for (int64_t number = begin; number < end; ++number) {
+    const Chunk chunk(args.plan, number);
+    const T* row = chunk.row<T>(args.rows, 2);
+    const T a = row[0], s = row[1];
+    const T* x = chunk.fetch(args.x, x_buffer);
+    const T* z = chunk.noise(args.noise, z_buffer);
+    T* out = chunk.target(args.out, out_buffer);
+    if (z) {
+      for (int64_t i = 0; i < chunk.count; ++i) out[i] = fused(a, x[i], s * z[i]);
+    } else {
+      for (int64_t i = 0; i < chunk.count; ++i) out[i] = a * x[i];
+    }
+    chunk.commit(args.out, out, out_buffer);
+  }
+}
+
+// t = mulhi(w[0], T) of block 0 in the timestep's stream, whatever stream the key names
+inline void timesteps(const Noise& noise, int64_t num_timesteps, int64_t batch, int64_t* t) {
+  constexpr uint64_t kStream = uint64_t(3) << 60, kRest = (uint64_t(1) << 60) - 1;
+  for (int64_t b = 0; b < batch; ++b) {
+    const int64_t* key = noise.key + b * noise.key_strides[0];
+    const uint64_t subsequence = (uint64_t(key[noise.key_strides[1]]) & kRest) | kStream;
+    const Counter w = Philox(key[0], int64_t(subsequence))(0);
+    uint64_t first;
+    std::memcpy(&first, &w.c0, sizeof(first));
+    t[b] = int64_t((first & 0xFFFFFFFFu) * uint64_t(num_timesteps) >> 32);
+  }
+}
+
+inline void randn(const RandnArgs& args, int64_t begin, int64_t end) {
+  Buffer<float> buffer;
+  for (int64_t number = begin; number < end; ++number) {
+    const Chunk chunk(args.plan, number);
+    chunk.normals(args.noise, buffer.values);
+    chunk.commit(args.out, buffer.values, buffer);
+  }
+}
+
+}  // namespace FASTDDPM_ISA

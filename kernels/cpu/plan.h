@@ -1,0 +1,117 @@
+// What the boundary tells a kernel: where the tensors lie, and in which pieces to walk them. No instruction set's code here.
+//
+// A kernel walks chunks of about kChunk elements, a size at which all its operands and the noise stay in the first-level
+// cache. Chunks depend on the shape alone, so a reduction over them has the same bits on any number of threads.
+#pragma once
+#include <cstdint>
+
+namespace fastddpm {
+
+constexpr int64_t kChunk = 1024;     // elements
+constexpr int64_t kSlack = 64;       // how far past a chunk the noise of whole vectors may be written
+constexpr int kMaxDims = 16;
+constexpr int64_t kMaxChannels = 256;  // more would leave an interleaved tile less than 4 elements of a channel
+
+enum class Dtype : uint8_t { kFloat32, kBFloat16, kFloat16, kFloat64 };
+
+constexpr int64_t size_of(Dtype d) { return d == Dtype::kFloat64 ? 8 : d == Dtype::kFloat32 ? 4 : 2; }
+
+// A tensor [B, ...], its per-sample sizes and strides merged as far as all tensors of the call allow.
+struct View {
+  char* data = nullptr;  // null where the call has no such tensor
+  Dtype dtype = Dtype::kFloat32;
+  int64_t batch_stride = 0;  // strides in elements
+  int64_t strides[kMaxDims] = {};
+  bool contiguous = false;  // within a sample
+};
+
+// kFlat          every tensor lies in logical order
+// kInterleaved   every tensor is [inner][channels] in memory and [channels][inner] logically (channels_last)
+// kStrided       anything else: logical order, gathered and scattered where a tensor is not contiguous
+enum class Layout : uint8_t { kFlat, kInterleaved, kStrided };
+
+struct Plan {
+  Layout layout = Layout::kFlat;
+  int64_t batch = 0, numel = 0;  // numel: D, the elements of one sample
+  int dims = 0;
+  int64_t sizes[kMaxDims] = {};
+  int64_t channels = 1, inner = 0, tile = 0;  // kInterleaved: a chunk is a tile of inner positions, all channels
+  int64_t chunks = 0;                         // in one sample
+};
+
+struct Noise {
+  const int64_t* key = nullptr;  // [B, 2], or null
+  int64_t key_strides[2] = {};
+  View tensor;
+  explicit operator bool() const { return key || tensor.data; }
+};
+
+// The row of coefficients of each sample.
+struct Rows {
+  const void* table = nullptr;       // contiguous float or double, as the arithmetic is
+  const int64_t* index = nullptr;    // [B]
+  bool wide = false;                 // double
+};
+
+struct NoisingArgs {
+  Plan plan;
+  View x, out;
+  Noise noise;
+  Rows rows;  // a, s
+};
+
+struct MseArgs {
+  Plan plan;
+  View model_output, x_0, x_t, grad;  // grad is written where it is not null
+  Noise noise;
+  Rows rows;                // p, q, r, w
+  double* sums = nullptr;   // [B, chunks] of squared differences, written where not null
+  const void* upstream = nullptr;  // one value or [B] of the arithmetic's type; null for 1
+  int64_t upstream_stride = 0;
+  int64_t count = 1;  // D, times B for the mean: what the gradient is divided by
+};
+
+struct ScaleArgs {
+  Plan plan;
+  View grad;
+  const void* upstream = nullptr;
+  int64_t upstream_stride = 0;
+  bool wide = false;
+};
+
+struct ReverseArgs {
+  Plan plan;
+  View model_output, x_t, x_prev, x_0;  // x_0 is written where it is not null
+  Noise noise;
+  Rows rows;  // p_x, p_o, bound, k_x, k_0, k_o, sigma
+};
+
+struct ReverseBackwardArgs {
+  Plan plan;
+  View grad_x_prev, grad_x_0, model_output, x_t, grad_model_output, grad_x_t;
+  Rows rows;
+};
+
+struct RandnArgs {
+  Plan plan;
+  View out;
+  Noise noise;
+};
+
+// One instruction set's kernels. Each works on the chunks [begin, end) of batch x plan.chunks.
+struct Kernels {
+  const char* name;
+  bool (*runs_here)();
+  void (*timesteps)(const Noise&, int64_t num_timesteps, int64_t batch, int64_t* t);
+  void (*randn)(const RandnArgs&, int64_t begin, int64_t end);
+  void (*noising)(const NoisingArgs&, int64_t begin, int64_t end);
+  void (*mse)(const MseArgs&, int64_t begin, int64_t end);
+  void (*scale)(const ScaleArgs&, int64_t begin, int64_t end);
+  void (*reverse)(const ReverseArgs&, int64_t begin, int64_t end);
+  void (*reverse_backward)(const ReverseBackwardArgs&, int64_t begin, int64_t end);
+  void (*box_muller)(const int64_t* words, float* z, int64_t begin, int64_t end);
+};
+
+extern const Kernels kPortable, kAvx2, kAvx512;
+
+}  // namespace fastddpm

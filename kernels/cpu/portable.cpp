@@ -1,0 +1,14 @@
+// The kernels for any CPU: plain loops and std fma, the same bits as the vector ones, slower.
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include <torch/headeronly/util/Half.h>
+
+#include "isa.h"
+#include "plan.h"
+
+#define FASTDDPM_ISA fastddpm_portable
+#include "kernels.h"
+
+const fastddpm::Kernels fastddpm::kPortable = FASTDDPM_ISA::table("portable", [] { return true; });

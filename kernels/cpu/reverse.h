@@ -1,0 +1,70 @@
+// reverse: one update of any sampler, for the row (p_x, p_o, bound, k_x, k_0, k_o, sigma) of the sample's step
+// (Ho et al. 2020, algorithm 2, for DDPM's rows).
+//
+//   x_0_hat = clamp(fma(p_o, out, p_x x), -bound, bound);  x_prev = fma(sigma, z, fma(k_o, out, fma(k_0, x_0_hat, k_x x)))
+//
+// The backward finds again where the clamp let through (g the gradient of x_prev, h of x_0_hat; e = 0 where clamped):
+//
+//   e = k_0 g + h;  grad_out = fma(p_o, e, k_o g);  grad_x = fma(p_x, e, k_x g)
+//
+// Moves: reads x and out, writes x_prev (and x_0_hat); backward reads x, out, g (and h), writes both gradients.
+#pragma once
+#include "chunk.h"
+
+namespace FASTDDPM_ISA {
+
+template <class T> void reverse(const ReverseArgs& args, int64_t begin, int64_t end) {
+  Buffer<T> out_buffer, x_buffer, z_buffer, prev_buffer, x_0_buffer;
+  for (int64_t number = begin; number < end; ++number) {
+    const Chunk chunk(args.plan, number);
+    const T* row = chunk.row<T>(args.rows, 7);
+    const T p_x = row[0], p_o = row[1], bound = row[2], k_x = row[3], k_0 = row[4], k_o = row[5], sigma = row[6];
+    const T* out = chunk.fetch(args.model_output, out_buffer);
+    const T* x = chunk.fetch(args.x_t, x_buffer);
+    const T* z = sigma != T(0) ? chunk.noise(args.noise, z_buffer) : nullptr;
+    T* prev = chunk.target(args.x_prev, prev_buffer);
+    T* kept = chunk.target(args.x_0, x_0_buffer);
+    T* x_0 = kept ? kept : x_0_buffer.values;
+    for (int64_t i = 0; i < chunk.count; ++i) {
+      const T v = fused(p_o, out[i], p_x * x[i]);
+      const T low = v < -bound ? -bound : v;  // a NaN passes both
+      x_0[i] = low > bound ? bound : low;
+    }
+    if (z) {
+      for (int64_t i = 0; i < chunk.count; ++i)
+        prev[i] = fused(sigma, z[i], fused(k_o, out[i], fused(k_0, x_0[i], k_x * x[i])));
+    } else {
+      for (int64_t i = 0; i < chunk.count; ++i) prev[i] = fused(k_o, out[i], fused(k_0, x_0[i], k_x * x[i]));
+    }
+    chunk.commit(args.x_prev, prev, prev_buffer);
+    if (kept) chunk.commit(args.x_0, kept, x_0_buffer);
+  }
+}
+
+template <class T> void reverse_backward(const ReverseBackwardArgs& args, int64_t begin, int64_t end) {
+  Buffer<T> g_buffer, h_buffer, out_buffer, x_buffer, grad_out_buffer, grad_x_buffer;
+  const Buffer<T> zeros{};
+  for (int64_t number = begin; number < end; ++number) {
+    const Chunk chunk(args.plan, number);
+    const T* row = chunk.row<T>(args.rows, 7);
+    const T p_x = row[0], p_o = row[1], bound = row[2], k_x = row[3], k_0 = row[4], k_o = row[5];
+    const T* g = chunk.fetch(args.grad_x_prev, g_buffer);
+    const T* h = chunk.fetch(args.grad_x_0, h_buffer);
+    if (!g) g = zeros.values;
+    if (!h) h = zeros.values;
+    const T* out = chunk.fetch(args.model_output, out_buffer);
+    const T* x = chunk.fetch(args.x_t, x_buffer);
+    T* grad_out = chunk.target(args.grad_model_output, grad_out_buffer);
+    T* grad_x = chunk.target(args.grad_x_t, grad_x_buffer);
+    for (int64_t i = 0; i < chunk.count; ++i) {
+      const T v = fused(p_o, out[i], p_x * x[i]);
+      const T through = v < -bound || v > bound ? T(0) : k_0 * g[i] + h[i];
+      grad_out[i] = fused(p_o, through, k_o * g[i]);
+      grad_x[i] = fused(p_x, through, k_x * g[i]);
+    }
+    chunk.commit(args.grad_model_output, grad_out, grad_out_buffer);
+    chunk.commit(args.grad_x_t, grad_x, grad_x_buffer);
+  }
+}
+
+}  // namespace FASTDDPM_ISA
