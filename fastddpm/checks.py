@@ -40,7 +40,7 @@ def check_key(name: str, key: Tensor) -> None:
 
 
 def check_index(name: str, t: Tensor, x: Tensor) -> None:
-    """int32 or int64, one value a sample or one for all. Its range is the kernel's to check: a GPU's values are not read here."""
+    """int32 or int64, one value a sample or one for all. The kernel checks its range: a GPU's values are not read here."""
     if not isinstance(t, Tensor) or (t.dtype != torch.int64 and t.dtype != torch.int32):
         raise TypeError(f"{name}: expected an int32 or int64 tensor [B], got {describe(t)}")
     if t.dim() > 1 or (t.numel() != 1 and t.numel() != x.shape[0]):

@@ -73,7 +73,14 @@ class GaussianDiffusion:
         x_t = q_sample(x_0, t, self.schedule, key)
         output = _call(model, x_t, self._model_t(t), model_kwargs)
         return mse_loss(
-            output, t, self.schedule, key, x_0, prediction_type=self.prediction_type, weight=self.weight, reduction=reduction
+            output,
+            t,
+            self.schedule,
+            key,
+            x_0,
+            prediction_type=self.prediction_type,
+            weight=self.weight,
+            reduction=reduction,
         )
 
     @torch.no_grad()

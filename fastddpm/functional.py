@@ -113,7 +113,8 @@ def _mse_rows(schedule, prediction_type, weight, given_x_t, x) -> Tensor:
     named = weight if isinstance(weight, str) else None
     if named is not None:
         check_one_of("weight", named, ("min_snr",))
-    rows = schedule.mse_rows(prediction_type, named, given_x_t, x.device, _arithmetic(x))
+    target = "previous_from_x_t" if given_x_t else prediction_type
+    rows = schedule.mse_rows(target, named, x.device, _arithmetic(x))
     if weight is None or named is not None:
         return rows
     if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.shape != (len(schedule),):
@@ -168,9 +169,11 @@ def _arithmetic(x: Tensor) -> torch.dtype:
 
 
 def _index(name: str, t: Tensor | int, x: Tensor, table: NoiseSchedule | StepRows) -> Tensor:
-    if isinstance(t, int) and not isinstance(t, bool):
-        if not 0 <= t < len(table):
-            raise IndexError(f"{name}: expected 0 .. {len(table) - 1}, got {t}")
-        return table.indices_on(x.device)[t]
-    check_index(name, t, x)
-    return t
+    if isinstance(t, Tensor):
+        check_index(name, t, x)
+        return t
+    if not isinstance(t, int) or isinstance(t, bool):
+        raise TypeError(f"{name}: expected an int32 or int64 tensor [B] or an int, got {describe(t)}")
+    if not 0 <= t < len(table):
+        raise IndexError(f"{name}: expected 0 .. {len(table) - 1}, got {t}")
+    return table.indices_on(x.device)[t]

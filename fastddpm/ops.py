@@ -7,7 +7,6 @@ The CPU key is served by the C++ extension where it is built. Every device witho
 """
 
 import torch
-from torch import Tensor
 
 from . import _extension, reference
 

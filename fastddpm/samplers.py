@@ -1,16 +1,15 @@
 """Samplers: each is a function that makes the table of rows that `reverse_step` walks, from the last row to row 0."""
 
 import math
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from .checks import check_one_of
 from .schedule import PREDICTION_TYPES, NoiseSchedule
+from .tables import Tables
 
 
-@dataclass(frozen=True, eq=False)
 class StepRows:
     """A sampler's coefficients.
 
@@ -19,27 +18,23 @@ class StepRows:
         timesteps: int64 `[S]`, what the network is given at each row.
     """
 
-    table: Tensor
-    timesteps: Tensor
-    _cache: dict[tuple, Tensor] = field(default_factory=dict, repr=False)
+    def __init__(self, table: Tensor, timesteps: Tensor):
+        self.table, self.timesteps = table, timesteps
+        self._tables = Tables(self._make_table)
 
     def __len__(self) -> int:
         return len(self.table)
 
     def on(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """The table on a device, uploaded once."""
-        key = (device, dtype)
-        rows = self._cache.get(key)
-        if rows is None:
-            rows = self._cache[key] = self.table.to(dtype).to(device)
-        return rows
+        return self._tables.get("rows", tuple(self.table.shape), device, dtype)
 
     def indices_on(self, device: torch.device) -> Tensor:
         """0..S-1 on a device: an int index is a view of it, so that none is uploaded."""
-        key = ("indices", device)
-        if key not in self._cache:
-            self._cache[key] = torch.arange(len(self), device=device)
-        return self._cache[key]
+        return self._tables.get("indices", (len(self),), device, torch.int64)
+
+    def _make_table(self, name: str) -> Tensor:
+        return self.table if name == "rows" else torch.arange(len(self))
 
 
 def ddpm(

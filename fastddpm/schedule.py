@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_one_of, describe
+from .tables import Tables
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "previous")
 VARIANCE_TYPES = ("fixed_small", "fixed_large")
@@ -17,7 +18,7 @@ SPACINGS = ("leading", "trailing", "linspace")
 
 
 class NoiseSchedule:
-    """The noise schedule of a discrete-time diffusion: what each step adds, and every table that follows from it.
+    """The noise schedule of a discrete-time diffusion: what each step adds, and the tables that follow.
 
     Make one with `linear`, `cosine`, `sigmoid`, `scaled_linear`, `from_betas` or `from_alphas_cumprod`. All tables are float64
     `[T]` on the CPU. A schedule does not change once made; `respace` and `zero_terminal_snr` return new ones.
@@ -39,7 +40,7 @@ class NoiseSchedule:
         self.num_timesteps = len(betas)
         self.is_respaced = not torch.equal(timesteps, torch.arange(len(betas)))
         self.has_zero_terminal_snr = bool(alphas_cumprod[-1] == 0)
-        self._cache: dict[tuple, Tensor] = {}
+        self._tables = Tables(self._make_table)
 
     def __len__(self) -> int:
         return self.num_timesteps
@@ -47,9 +48,6 @@ class NoiseSchedule:
     def __repr__(self) -> str:
         first, last = float(self.betas[0]), float(self.betas[-1])
         return f"NoiseSchedule(T={len(self)}, betas {first:.4g} .. {last:.4g}, abar_T={float(self.alphas_cumprod[-1]):.4g})"
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_cache": {}}
 
     # ---- how to make one ----
 
@@ -71,7 +69,7 @@ class NoiseSchedule:
 
     @classmethod
     def cosine(cls, num_timesteps: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> "NoiseSchedule":
-        """f(u) = cos^2((u + s)/(1 + s) pi/2), beta_t = min(1 - f(t/T)/f((t-1)/T), max_beta) (Nichol & Dhariwal 2021, eq. 17)."""
+        """f(u) = cos^2((u + s)/(1 + s) pi/2), beta_t = min(1 - f(t/T)/f((t-1)/T), max_beta) (Nichol & Dhariwal 2021, 17)."""
         return cls._from_curve(num_timesteps, max_beta, lambda u: math.cos((u + s) / (1 + s) * math.pi / 2) ** 2)
 
     @classmethod
@@ -101,7 +99,7 @@ class NoiseSchedule:
             ValueError: no betas, not one-dimensional, NaN, or a value outside (0, 1] (named with its index).
         """
         betas = _table("betas", betas)
-        _check_values("betas", betas, (betas > 0) & (betas <= 1), "in (0, 1]")
+        _check_values("betas", betas, (1 - betas < 1) & (betas <= 1), "in (0, 1]")
         return cls(betas, torch.cumprod(1 - betas, 0), torch.arange(len(betas)))
 
     @classmethod
@@ -129,7 +127,7 @@ class NoiseSchedule:
         return self._from_levels("alphas_cumprod", root**2, self.timesteps)
 
     def respace(self, steps: int | Sequence[int] | Tensor, spacing: str = "trailing") -> "NoiseSchedule":
-        """The chain over fewer steps tau_1 < .. < tau_S: abar'_s = abar_(tau_s), and new betas (Nichol & Dhariwal 2021, sec. 4).
+        """The chain over fewer steps tau_1 < .. < tau_S: abar'_s = abar_(tau_s), and new betas (Nichol & Dhariwal 2021).
 
         Args:
             steps: S, or an explicit list of indices, all different, ascending or descending.
@@ -172,7 +170,7 @@ class NoiseSchedule:
         return self.alphas_cumprod / (1 - self.alphas_cumprod)
 
     def min_snr_weights(self, prediction_type: str = "epsilon", gamma: float = 5.0) -> Tensor:
-        """Min-SNR-gamma weights, float64 `[T]` (Hang et al. 2023): min(snr, gamma), over snr for epsilon, over snr + 1 for v."""
+        """Min-SNR weights, float64 `[T]` (Hang et al. 2023): min(snr, gamma), over snr for epsilon, over snr + 1 for v."""
         check_one_of("prediction_type", prediction_type, PREDICTION_TYPES[:3])
         _check_positive("gamma", gamma)
         self.check_prediction(prediction_type)
@@ -180,7 +178,7 @@ class NoiseSchedule:
         return self.snr.clamp(max=gamma) / divisor[prediction_type]
 
     def variance(self, variance_type: str) -> Tensor:
-        """sigma^2 of the reverse step, float64 `[T]`: fixed_small is beta~ (0 at index 0), fixed_large [beta~_2, beta_2, ..]."""
+        """sigma^2 of the reverse step, float64 `[T]`: fixed_small beta~ (0 at index 0), fixed_large [beta~_2, beta_2, ..]."""
         check_one_of("variance_type", variance_type, VARIANCE_TYPES)
         if variance_type == "fixed_small":
             return self.posterior_variance
@@ -199,57 +197,48 @@ class NoiseSchedule:
 
     def q_sample_rows(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """`[T, 2]`: sqrt(abar), sqrt(1 - abar)."""
-        return self._rows(("q_sample",), device, dtype)
+        return self._tables.get("q_sample", (len(self), 2), device, dtype)
 
     def q_step_rows(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """`[T, 2]`: sqrt(alpha), sqrt(beta)."""
-        return self._rows(("q_step",), device, dtype)
+        return self._tables.get("q_step", (len(self), 2), device, dtype)
 
-    def mse_rows(self, prediction_type: str, weight: str | None, given_x_t: bool, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """`[T, 4]`: p, q, r, w of `target = p z + q x_0 + r x_t` and its weight."""
-        return self._rows(("mse", prediction_type, weight, given_x_t), device, dtype)
+    def mse_rows(self, target: str, weight: str | None, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """`[T, 4]`: p, q, r, w of `target = p z + q x_0 + r x_t` and its weight. `target` is a prediction type, or
+        "previous_from_x_t" where x_t is at hand in place of the noise."""
+        return self._tables.get(f"mse {target} {weight}", (len(self), 4), device, dtype)
 
     def timesteps_on(self, device: torch.device) -> Tensor:
         """`timesteps` on a device, uploaded once."""
-        key = ("timesteps", device)
-        if key not in self._cache:
-            self._cache[key] = self.timesteps.to(device)
-        return self._cache[key]
+        return self._tables.get("timesteps", (len(self),), device, torch.int64)
 
     def indices_on(self, device: torch.device) -> Tensor:
         """0..T-1 on a device: an int index is a view of it, so that none is uploaded."""
-        key = ("indices", device)
-        if key not in self._cache:
-            self._cache[key] = torch.arange(len(self), device=device)
-        return self._cache[key]
+        return self._tables.get("indices", (len(self),), device, torch.int64)
 
-    def _rows(self, name: tuple, device: torch.device, dtype: torch.dtype) -> Tensor:
-        key = (name, device, dtype)
-        rows = self._cache.get(key)
-        if rows is None:
-            rows = self._cache[key] = self._make_rows(name).to(dtype).to(device)
-        return rows
-
-    def _make_rows(self, name: tuple) -> Tensor:
-        if name[0] == "q_sample":
+    def _make_table(self, name: str) -> Tensor:
+        if name == "q_sample":
             return torch.stack((self.alphas_cumprod, 1 - self.alphas_cumprod), 1).sqrt()
-        if name[0] == "q_step":
+        if name == "q_step":
             return torch.stack((self.alphas, self.betas), 1).sqrt()
-        _, prediction_type, weight, given_x_t = name
-        one = torch.ones_like(self.betas)
-        weights = one if weight is None else self.min_snr_weights(prediction_type)
-        return torch.stack((*self._target(prediction_type, given_x_t), weights), 1)
+        if name == "timesteps":
+            return self.timesteps
+        if name == "indices":
+            return torch.arange(len(self))
+        _, target, weight = name.split()
+        weights = torch.ones_like(self.betas) if weight == "None" else self.min_snr_weights(target)
+        return torch.stack((*self._target(target), weights), 1)
 
-    def _target(self, prediction_type: str, given_x_t: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def _target(self, target: str) -> tuple[Tensor, Tensor, Tensor]:
         a, s = self.alphas_cumprod.sqrt(), (1 - self.alphas_cumprod).sqrt()
         one, zero = torch.ones_like(a), torch.zeros_like(a)
-        if prediction_type == "epsilon":
+        if target == "epsilon":
             return one, zero, zero
-        if prediction_type == "sample":
+        if target == "sample":
             return zero, one, zero
-        if prediction_type == "v_prediction":  # Salimans & Ho 2022, appendix D
+        if target == "v_prediction":  # Salimans & Ho 2022, appendix D
             return a, -s, zero
-        if given_x_t:
+        if target == "previous_from_x_t":
             return zero, self.posterior_mean_x_0, self.posterior_mean_x_t
         return self.posterior_mean_x_t * s, self.posterior_mean_x_0 + self.posterior_mean_x_t * a, zero
 

@@ -189,12 +189,36 @@ struct Chunk {
     const int64_t* key = n.key + sample * n.key_strides[0];
     const Philox philox(key[0], key[n.key_strides[1]]);
     if (plan.layout != Layout::kInterleaved) return block_normals(philox, uint64_t(first) / 4, count, z);
-    Buffer<float> channel;
-    const int64_t position = first / plan.channels, length = count / plan.channels, channels = plan.channels;
+    switch (plan.channels) {
+      case 2: return few_channels<2>(philox, z);
+      case 3: return few_channels<3>(philox, z);
+      case 4: return few_channels<4>(philox, z);
+      default: return many_channels(philox, z);
+    }
+  }
+
+  // One channel's run of the tile into a buffer: the run's first normal, which need not begin a block.
+  const float* channel_normals(const Philox& philox, int64_t c, float* buffer) const {
+    const int64_t element = c * plan.inner + first / plan.channels, skip = element % 4;
+    block_normals(philox, uint64_t(element) / 4, count / plan.channels + skip, buffer);
+    return buffer + skip;
+  }
+
+  // All channels first, so that the compiler interleaves whole vectors of them.
+  template <int C> void few_channels(const Philox& philox, float* z) const {
+    Buffer<float> buffers[C];
+    const float* from[C];
+    for (int c = 0; c < C; ++c) from[c] = channel_normals(philox, c, buffers[c].values);
+    const int64_t length = count / C;
+    for (int64_t i = 0; i < length; ++i)
+      for (int c = 0; c < C; ++c) z[i * C + c] = from[c][i];
+  }
+
+  void many_channels(const Philox& philox, float* z) const {
+    Buffer<float> buffer;
+    const int64_t channels = plan.channels, length = count / channels;
     for (int64_t c = 0; c < channels; ++c) {
-      const int64_t element = c * plan.inner + position, skip = element % 4;
-      block_normals(philox, uint64_t(element) / 4, length + skip, channel.values);
-      const float* from = channel.values + skip;
+      const float* from = channel_normals(philox, c, buffer.values);
       for (int64_t i = 0; i < length; ++i) z[i * channels + c] = from[i];
     }
   }

@@ -16,6 +16,10 @@
 #include <tuple>
 #include <vector>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "plan.h"
 
 namespace fastddpm {
@@ -26,11 +30,26 @@ using torch::stable::Tensor;
 using MaybeTensor = std::optional<Tensor>;
 
 constexpr int kNone = 0, kMean = 1;
-constexpr int64_t kGrain = 16;                      // chunks a thread takes at least: some 10 us of work
+constexpr int64_t kGrain = 8;                      // chunks a thread takes at least: some 10 us of work
 constexpr int64_t kMaxElements = int64_t(1) << 34;  // of a sample: 2^32 Philox blocks
 constexpr int64_t kStepBits = 28, kStepMask = (int64_t(1) << kStepBits) - 1;
 
 const Kernels* kernels = nullptr;  // chosen when the module is loaded
+
+// ---- outputs ----
+
+// Like x, in pages of 2 MiB where it is large. The system gives a fresh large tensor page by page as it is first written, and
+// in pages of 4 KiB that costs more than a kernel's arithmetic and its traffic together.
+Tensor fresh_like(const Tensor& x) {
+  Tensor out = torch::stable::empty_like(x);
+#if defined(__linux__)
+  constexpr uintptr_t kPage = 4096, kWorthwhile = 4 << 20;
+  const auto begin = (reinterpret_cast<uintptr_t>(out.data_ptr()) + kPage - 1) / kPage * kPage;
+  const size_t bytes = size_t(out.numel()) * out.element_size();
+  if (bytes >= kWorthwhile) madvise(reinterpret_cast<void*>(begin), (bytes - kPage) / kPage * kPage, MADV_HUGEPAGE);
+#endif
+  return out;
+}
 
 // ---- tensors to views ----
 
@@ -93,7 +112,8 @@ void choose_layout(Plan& plan, const std::vector<Binding>& bindings) {
   int64_t width = kChunk;
   if (interleaved && !flat) {
     plan.channels = plan.sizes[0], plan.inner = plan.sizes[1];
-    plan.tile = kChunk / plan.channels / 4 * 4;
+    plan.tile = kChunk / plan.channels;
+    plan.tile -= plan.tile % (plan.tile >= 128 ? 128 : 4);  // whole steps of the noise, or at least whole blocks
     width = plan.tile * plan.channels;
   }
   plan.chunks = (plan.numel + width - 1) / width;
@@ -220,7 +240,7 @@ void box_muller_(const Tensor& out, const Tensor& words) {
 // ---- noising ----
 
 Tensor noising(const Tensor& x, const MaybeTensor& noise, const Tensor& t, const Tensor& rows) {
-  Tensor out = torch::stable::empty_like(x);
+  Tensor out = fresh_like(x);
   NoisingArgs args;
   args.plan = bind({{&args.x, &x}, {&args.out, &out}, {&args.noise.tensor, noise_tensor(noise)}});
   const auto numbers = row_numbers(t, rows, args.plan.batch);
@@ -281,7 +301,7 @@ Tensor mse_loss(const Tensor& model_output, const MaybeTensor& noise, const Mayb
 
 std::tuple<Tensor, Tensor> mse_loss_with_grad(const Tensor& model_output, const MaybeTensor& noise, const MaybeTensor& x_0,
                                               const MaybeTensor& x_t, const Tensor& t, const Tensor& rows, int64_t reduction) {
-  Tensor grad = torch::stable::empty_like(model_output);
+  Tensor grad = fresh_like(model_output);
   Tensor loss = Mse(model_output, noise, x_0, x_t, t, rows, reduction, &grad).loss(rows, reduction);
   return {loss, grad};
 }
@@ -296,7 +316,7 @@ int64_t upstream_stride(const Tensor& upstream, int64_t batch, bool wide) {
 
 Tensor mse_loss_backward(const Tensor& grad_loss, const Tensor& model_output, const MaybeTensor& noise, const MaybeTensor& x_0,
                          const MaybeTensor& x_t, const Tensor& t, const Tensor& rows, int64_t reduction) {
-  Tensor grad = torch::stable::empty_like(model_output);
+  Tensor grad = fresh_like(model_output);
   Mse mse(model_output, noise, x_0, x_t, t, rows, reduction, &grad);
   mse.args.upstream_stride = upstream_stride(grad_loss, mse.args.plan.batch, mse.args.rows.wide);
   mse.args.upstream = grad_loss.data_ptr();
@@ -317,8 +337,8 @@ void scale_grad_(const Tensor& grad, const Tensor& grad_loss) {
 
 std::tuple<Tensor, Tensor> reverse_step(const Tensor& model_output, const Tensor& x_t, const MaybeTensor& noise,
                                         const Tensor& index, const Tensor& rows, bool return_x_0) {
-  Tensor x_prev = torch::stable::empty_like(x_t);
-  Tensor x_0 = return_x_0 ? torch::stable::empty_like(x_t) : torch::stable::new_empty(x_t, {0});
+  Tensor x_prev = fresh_like(x_t);
+  Tensor x_0 = return_x_0 ? fresh_like(x_t) : torch::stable::new_empty(x_t, {0});
   ReverseArgs args;
   args.plan = bind({{&args.x_t, &x_t},
                     {&args.model_output, &model_output},
@@ -335,7 +355,7 @@ std::tuple<Tensor, Tensor> reverse_step(const Tensor& model_output, const Tensor
 std::tuple<Tensor, Tensor> reverse_step_backward(const MaybeTensor& grad_x_prev, const MaybeTensor& grad_x_0,
                                                  const Tensor& model_output, const Tensor& x_t, const Tensor& index,
                                                  const Tensor& rows) {
-  Tensor grad_model_output = torch::stable::empty_like(model_output), grad_x_t = torch::stable::empty_like(x_t);
+  Tensor grad_model_output = fresh_like(model_output), grad_x_t = fresh_like(x_t);
   ReverseBackwardArgs args;
   args.plan = bind({{&args.x_t, &x_t},
                     {&args.model_output, &model_output},

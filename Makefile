@@ -1,0 +1,33 @@
+# Everything runs in a virtual environment of its own, .venv, made and built at the first command.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := setup.py pyproject.toml constraints.txt $(wildcard kernels/cpu/*)
+
+.PHONY: demo test test-slow bench lint clean
+.DEFAULT_GOAL := test
+
+# torch first: the build compiles against it, and an isolated build would download another copy
+$(VENV)/ready: $(SOURCES)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt "setuptools>=77" wheel ninja numpy torch
+	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e ".[test]"
+	touch $@
+
+demo: $(VENV)/ready
+	$(BIN)/fastddpm train --data digits --out runs/digits --overwrite
+
+test: $(VENV)/ready
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/ready
+	$(BIN)/python -m pytest -m slow
+
+bench: $(VENV)/ready
+	$(BIN)/python -m benchmarks
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info fastddpm/_C*.so fastddpm/_build_note.txt

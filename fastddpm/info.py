@@ -1,0 +1,57 @@
+"""`python -m fastddpm.info`: versions, what is built, which backend serves each op on each device, and why not a faster one."""
+
+import importlib.metadata
+import platform
+
+import torch
+
+from . import _extension, ops
+
+PACKAGES = ("torch", "triton", "numpy", "diffusers")
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def op_names() -> list[str]:
+    """Every op that a public function calls, in the order ops.py defines them."""
+    return [name for name, op in vars(ops).items() if isinstance(op, torch._ops.OpOverload)]
+
+
+def backend(op: str, device: str) -> str:
+    """Which code serves an op on a type of device: "C++ (its instruction set)", "Triton" or "reference"."""
+    if device == "cpu" and _extension.module is not None:
+        return f"C++ ({_extension.module.isa})"
+    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device, device.upper())
+    compiled = device != "cpu" and torch._C._dispatch_has_kernel_for_dispatch_key(f"fastddpm::{op}", key)
+    return "Triton" if compiled else "reference"
+
+
+def lines() -> list[str]:
+    versions = ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
+    module = _extension.module
+    if module is None:
+        extension = f"not there: {_extension.reason}"
+    else:
+        extension = f"{module.isa}; this CPU runs {', '.join(module.isas)}; built with {module.compiler}"
+    rows = [
+        f"fastddpm {_version('fastddpm')}, Python {platform.python_version()} on {platform.system()} {platform.machine()}",
+        versions,
+        f"C++ kernels: {extension}",
+        f"CPU threads: {torch.get_num_threads()}",
+        "",
+        f"{'op':24}{'cpu':16}{'other devices':16}",
+    ]
+    return rows + [f"{op:24}{backend(op, 'cpu'):16}{'reference':16}" for op in op_names()]
+
+
+def main() -> None:
+    print("\n".join(lines()))
+
+
+if __name__ == "__main__":
+    main()
