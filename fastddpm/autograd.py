@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import ops
+from . import ops, reference
 
 
 class Noising(torch.autograd.Function):
@@ -40,29 +40,44 @@ class MseLoss(torch.autograd.Function):
 
 
 class MseLossWithGrad(torch.autograd.Function):
-    """Makes the gradient in the forward and scales it, in place, in the backward.
+    """Makes the gradient in the forward and scales it, in place, in the backward: for eager code on a CPU.
 
-    On a CPU the arithmetic of the noise outweighs a read, so making it once for both is faster. A second backward through
-    the same graph (retain_graph) finds the gradient handed out and makes it again, to the same bits.
+    There the arithmetic of the noise outweighs a read, so making it once for both is faster. A second backward through the
+    same graph (retain_graph) finds the gradient handed out and makes it again, to the same bits. All but model_output comes
+    as one tuple, held on ctx: each tensor that autograd is shown, or saves, costs a microsecond.
     """
 
     @staticmethod
-    def forward(ctx, model_output, noise, x_0, x_t, t, rows, reduction):
-        ctx.save_for_backward(model_output, noise, x_0, x_t, t, rows)
-        ctx.reduction = reduction
-        loss, ctx.grad = ops.mse_loss_with_grad(model_output, noise, x_0, x_t, t, rows, reduction)
+    def forward(ctx, model_output, others):
+        ctx.inputs = (model_output, *others)
+        ctx.version = _version(ctx.inputs)
+        loss, ctx.grad = ops.mse_loss_with_grad(model_output, *others)
         return loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_loss: Tensor):
-        inputs = ctx.saved_tensors  # read first: it raises where an input was changed in place
+        if torch.is_grad_enabled():  # create_graph: the gradient itself is wanted differentiable, so in plain torch
+            return reference.mse_loss_backward(grad_loss, *_unchanged(ctx)), None
         grad, ctx.grad = ctx.grad, None
         if grad is None:
-            grad = ops.mse_loss_backward(grad_loss, *inputs, ctx.reduction)
-        else:
-            ops.scale_grad_(grad, grad_loss)
-        return grad, None, None, None, None, None, None
+            return ops.mse_loss_backward(grad_loss, *_unchanged(ctx)), None
+        ops.scale_grad_(grad, grad_loss)
+        return grad, None
+
+
+def _version(inputs: tuple) -> int:
+    """Grows with any change in place of model_output, noise, x_0 or x_t."""
+    total = 0
+    for x in inputs[:4]:
+        if x is not None:
+            total += x._version
+    return total
+
+
+def _unchanged(ctx) -> tuple:
+    if _version(ctx.inputs) != ctx.version:
+        raise RuntimeError("mse_loss: an input was changed in place, and this backward needs it as it was")
+    return ctx.inputs
 
 
 class ReverseStep(torch.autograd.Function):
@@ -84,12 +99,25 @@ class ReverseStep(torch.autograd.Function):
         return *grads, None, None, None, None
 
 
-def wants_grad(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+def mse_loss(model_output: Tensor, *others) -> Tensor:
+    """The loss by the cheapest way to what is wanted of it.
+
+    The gradient is made in the forward on a CPU only, where a GPU makes noise faster than it reads; not under a compiler,
+    which wants no mutation; and not in half precision, where it would be rounded, or underflow, before a loss scale reaches it.
+    """
+    if not (torch.is_grad_enabled() and model_output.requires_grad):
+        return ops.mse_loss(model_output, *others)
+    wide = model_output.dtype is torch.float32 or model_output.dtype is torch.float64
+    if wide and model_output.is_cpu and not torch.compiler.is_compiling():
+        return MseLossWithGrad.apply(model_output, others)
+    return MseLoss.apply(model_output, *others)
 
 
-def mse_function(model_output: Tensor) -> type[torch.autograd.Function]:
-    """Which of the two: a stored float16 gradient would underflow before a loss scale reaches it, a compiler wants no
-    mutation, and a GPU makes noise faster than it reads it."""
-    eager_cpu = model_output.device.type == "cpu" and not torch.compiler.is_compiling()
-    return MseLossWithGrad if eager_cpu and model_output.dtype in (torch.float32, torch.float64) else MseLoss
+def noising(x: Tensor, noise: Tensor, t: Tensor, rows: Tensor) -> Tensor:
+    wanted = torch.is_grad_enabled() and x.requires_grad
+    return Noising.apply(x, noise, t, rows) if wanted else ops.noising(x, noise, t, rows)
+
+
+def reverse_step(model_output: Tensor, x_t: Tensor, *others) -> tuple[Tensor, Tensor]:
+    wanted = torch.is_grad_enabled() and (model_output.requires_grad or x_t.requires_grad)
+    return ReverseStep.apply(model_output, x_t, *others) if wanted else ops.reverse_step(model_output, x_t, *others)

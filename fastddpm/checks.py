@@ -51,16 +51,22 @@ def check_index(name: str, t: Tensor, x: Tensor) -> None:
 
 def check_noise(noise: Tensor, x_name: str, x: Tensor) -> None:
     """A key for x's batch, or a tensor of x's shape."""
-    if isinstance(noise, Tensor) and noise.dtype == torch.int64:
-        check_key("noise", noise)
-        if noise.shape[0] != x.shape[0]:
-            raise ValueError(f"noise: expected a key of {x.shape[0]} rows (the batch of {x_name}), got {noise.shape[0]}")
-        if noise.device != x.device:
-            raise ValueError(f"noise: expected {x_name}'s device {x.device}, got {noise.device}")
+    if not isinstance(noise, Tensor) or noise.dtype != torch.int64:
+        check_like("noise", noise, x_name, x)
+        if noise.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                "noise: expected a tensor that does not require grad (no function is differentiable in it); detach it"
+            )
         return
-    check_like("noise", noise, x_name, x)
-    if noise.requires_grad and torch.is_grad_enabled():
-        raise ValueError("noise: expected a tensor that does not require grad (no function is differentiable in it); detach it")
+    shape, batch = noise.shape, x.shape[0]
+    if len(shape) != 2 or shape[1] != 2:
+        raise TypeError(
+            f"noise: expected an int64 key [{batch}, 2] from noise_key, or a floating tensor, got {describe(noise)}"
+        )
+    if shape[0] != batch:
+        raise ValueError(f"noise: expected a key of {batch} rows (the batch of {x_name}), got {shape[0]}")
+    if noise.device != x.device:
+        raise ValueError(f"noise: expected {x_name}'s device {x.device}, got {noise.device}")
 
 
 def check_one_of(name: str, value: object, choices: tuple[object, ...]) -> None:

@@ -8,8 +8,7 @@ is float32 (float64 where the first tensor is float64), the result cast last. `n
 import torch
 from torch import Tensor
 
-from . import ops
-from .autograd import Noising, ReverseStep, mse_function, wants_grad
+from . import autograd, ops
 from .checks import check_data, check_index, check_like, check_noise, check_one_of, describe
 from .samplers import StepRows
 from .schedule import NoiseSchedule
@@ -46,7 +45,7 @@ def _noised(name, x, t, schedule, noise, rows_on) -> Tensor:
     t = _index("t", t, x, schedule)
     check_noise(noise, name, x)
     rows = rows_on(x.device, _arithmetic(x))
-    return Noising.apply(x, noise, t, rows) if wants_grad(x) else ops.noising(x, noise, t, rows)
+    return autograd.noising(x, noise, t, rows)
 
 
 def mse_loss(
@@ -87,8 +86,7 @@ def mse_loss(
         check_one_of("reduction", reduction, tuple(_REDUCTIONS))
     noise, x_0, x_t = _target_inputs(prediction_type, model_output, noise, x_0, x_t)
     rows = _mse_rows(schedule, prediction_type, weight, x_t is not None, model_output)
-    inputs = (model_output, noise, x_0, x_t, index, rows, _REDUCTIONS[reduction])
-    return mse_function(model_output).apply(*inputs) if wants_grad(model_output) else ops.mse_loss(*inputs)
+    return autograd.mse_loss(model_output, noise, x_0, x_t, index, rows, _REDUCTIONS[reduction])
 
 
 def _target_inputs(prediction_type, model_output, noise, x_0, x_t):
@@ -110,13 +108,11 @@ def _target_inputs(prediction_type, model_output, noise, x_0, x_t):
 
 
 def _mse_rows(schedule, prediction_type, weight, given_x_t, x) -> Tensor:
-    named = weight if isinstance(weight, str) else None
-    if named is not None:
-        check_one_of("weight", named, ("min_snr",))
     target = "previous_from_x_t" if given_x_t else prediction_type
-    rows = schedule.mse_rows(target, named, x.device, _arithmetic(x))
-    if weight is None or named is not None:
-        return rows
+    if weight is None or isinstance(weight, str):
+        check_one_of("weight", weight, (None, "min_snr"))
+        return schedule.mse_rows(target, weight, x.device, _arithmetic(x))
+    rows = schedule.mse_rows(target, None, x.device, _arithmetic(x))
     if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.shape != (len(schedule),):
         raise ValueError(f"weight: expected None, 'min_snr' or a floating [{len(schedule)}] table, got {describe(weight)}")
     if weight.device != x.device:
@@ -159,8 +155,7 @@ def reverse_step(
     if noise is not None:
         check_noise(noise, "x_t", x_t)
     table = rows.on(x_t.device, _arithmetic(x_t))
-    step = ReverseStep.apply if wants_grad(model_output, x_t) else ops.reverse_step
-    x_prev, x_0 = step(model_output, x_t, noise, index, table, return_x_0)
+    x_prev, x_0 = autograd.reverse_step(model_output, x_t, noise, index, table, return_x_0)
     return x_prev, x_0 if return_x_0 else None
 
 

@@ -88,7 +88,7 @@ def advance(key: Tensor, steps: int = 1) -> Tensor:
     """Adds `steps` to the step of every row of a key, in place and on its device, and returns the key.
 
     Inside a captured CUDA graph it makes each replay draw fresh noise; inside `torch.compile` it is how the step moves without
-    a recompilation.
+    a recompilation. A backward makes its noise from the key again, so advance the key after it.
 
     Raises:
         OverflowError: on the CPU, where a step would leave 0 .. 2^28 - 1 (nothing is changed then). Other devices are not
@@ -96,6 +96,8 @@ def advance(key: Tensor, steps: int = 1) -> Tensor:
     """
     check_key("key", key)
     ops.advance_(key, steps)
+    if not torch.compiler.is_compiling():  # so that a backward which still needs the old key raises and is not wrong
+        torch.autograd.graph.increment_version(key)
     return key
 
 

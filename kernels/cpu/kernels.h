@@ -17,24 +17,27 @@ inline void scale_any(const ScaleArgs& args, int64_t begin, int64_t end) {
   args.wide ? scale<double>(args, begin, end) : scale<float>(args, begin, end);
 }
 
-// The normals of given words, kBlocks rows of four at a time: what a test walks through all 2^32 words with.
+// The normals of given words, a step's worth of rows of four at a time: how a test walks through all 2^32 words.
 inline void box_muller_rows(const int64_t* rows, float* z, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; i += kBlocks) {
-    uint64_t lanes[kBlocks], column[4][kBlocks] = {};
-    const Words order = block_lanes();
-    std::memcpy(lanes, &order, sizeof(lanes));
-    for (int b = 0; b < kBlocks; ++b)
-      for (int j = 0; j < 4; ++j)
-        if (i + int64_t(lanes[b]) < end) column[j][b] = uint64_t(rows[4 * (i + int64_t(lanes[b])) + j]);
-    Counter w;
-    std::memcpy(&w.c0, column[0], sizeof(w.c0));
-    std::memcpy(&w.c1, column[1], sizeof(w.c1));
-    std::memcpy(&w.c2, column[2], sizeof(w.c2));
-    std::memcpy(&w.c3, column[3], sizeof(w.c3));
-    float out[4 * kBlocks];
+  constexpr int kRows = kTogether * kBlocks;
+  uint64_t lane[kBlocks];
+  const Words order = block_lanes();
+  std::memcpy(lane, &order, sizeof(lane));
+  for (int64_t i = begin; i < end; i += kRows) {
+    uint64_t column[4][kRows] = {};
+    for (int b = 0; b < kRows; ++b) {
+      const int64_t row = i + b / kBlocks * kBlocks + int64_t(lane[b % kBlocks]);
+      for (int j = 0; j < 4 && row < end; ++j) column[j][b] = uint64_t(rows[4 * row + j]);
+    }
+    Counters w;
+    std::memcpy(w.c0, column[0], sizeof(w.c0));
+    std::memcpy(w.c1, column[1], sizeof(w.c1));
+    std::memcpy(w.c2, column[2], sizeof(w.c2));
+    std::memcpy(w.c3, column[3], sizeof(w.c3));
+    float out[4 * kRows];
     box_muller(w, out);
     const int64_t left = end - i;
-    std::memcpy(z + 4 * i, out, sizeof(float) * 4 * size_t(left < kBlocks ? left : kBlocks));
+    std::memcpy(z + 4 * i, out, sizeof(float) * 4 * size_t(left < kRows ? left : kRows));
   }
 }
 

@@ -38,10 +38,30 @@ const Kernels* kernels = nullptr;  // chosen when the module is loaded
 
 // ---- outputs ----
 
+Tensor empty(const int64_t* sizes, const int64_t* strides, int64_t dims, int32_t dtype) {
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(dims, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+int32_t raw_dtype(const Tensor& x) {
+  int32_t dtype;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x.get(), &dtype));
+  return dtype;
+}
+
+// [count] of x's dtype, or a scalar where there is no count.
+Tensor fresh(const Tensor& x, std::optional<int64_t> count) {
+  const int64_t size = count.value_or(1), stride = 1;
+  return empty(&size, &stride, count ? 1 : 0, raw_dtype(x));
+}
+
 // Like x, in pages of 2 MiB where it is large. The system gives a fresh large tensor page by page as it is first written, and
 // in pages of 4 KiB that costs more than a kernel's arithmetic and its traffic together.
 Tensor fresh_like(const Tensor& x) {
-  Tensor out = torch::stable::empty_like(x);
+  Tensor out = x.is_contiguous() ? empty(x.sizes().data(), x.strides().data(), x.dim(), raw_dtype(x))
+                                 : torch::stable::empty_like(x);  // a microsecond dearer: it goes through the dispatcher
 #if defined(__linux__)
   constexpr uintptr_t kPage = 4096, kWorthwhile = 4 << 20;
   const auto begin = (reinterpret_cast<uintptr_t>(out.data_ptr()) + kPage - 1) / kPage * kPage;
@@ -68,6 +88,18 @@ struct Binding {
   const Tensor* tensor;
 };
 
+// The tensors that a call was given; no op has more than six.
+struct Bindings {
+  Binding all[6];
+  int count = 0;
+  Bindings(std::initializer_list<Binding> given) {
+    for (const auto& b : given)
+      if (b.tensor) all[count++] = b;
+  }
+  const Binding* begin() const { return all; }
+  const Binding* end() const { return all + count; }
+};
+
 void bind_one(const Binding& b, const Tensor& first) {
   const Tensor& x = *b.tensor;
   bool same = x.is_cpu() && x.dim() == first.dim();
@@ -79,7 +111,7 @@ void bind_one(const Binding& b, const Tensor& first) {
 }
 
 // The per-sample sizes and each view's strides, with sizes of one dropped and neighbours merged where every view allows it.
-void merge_dims(Plan& plan, const std::vector<Binding>& bindings, const Tensor& first) {
+void merge_dims(Plan& plan, const Bindings& bindings, const Tensor& first) {
   for (int64_t d = 1; d < first.dim(); ++d) {
     const int64_t size = first.size(d);
     if (size == 1) continue;
@@ -100,7 +132,7 @@ bool is_contiguous(const Plan& plan, const View& v) {
   return true;
 }
 
-void choose_layout(Plan& plan, const std::vector<Binding>& bindings) {
+void choose_layout(Plan& plan, const Bindings& bindings) {
   bool flat = true, interleaved = plan.dims == 2 && plan.sizes[0] <= kMaxChannels;
   for (const auto& b : bindings) {
     View& v = *b.view;
@@ -119,11 +151,8 @@ void choose_layout(Plan& plan, const std::vector<Binding>& bindings) {
   plan.chunks = (plan.numel + width - 1) / width;
 }
 
-Plan bind(std::initializer_list<Binding> given) {
-  std::vector<Binding> bindings;
-  for (const auto& b : given)
-    if (b.tensor) bindings.push_back(b);
-  const Tensor& first = *bindings.front().tensor;
+Plan bind(const Bindings& bindings) {
+  const Tensor& first = *bindings.all[0].tensor;
   STD_TORCH_CHECK(first.dim() >= 1 && first.dim() <= kMaxDims, "expected 1 to 16 dimensions, got ", first.dim());
   Plan plan;
   plan.batch = first.size(0);
@@ -213,7 +242,7 @@ void advance_(const Tensor& key, int64_t steps) {
 }
 
 Tensor timesteps(const Tensor& key, int64_t num_timesteps) {
-  Tensor t = torch::stable::new_empty(key, {key.size(0)});
+  Tensor t = fresh(key, key.size(0));
   Noise noise;
   bind_key(noise, key, key.size(0));
   kernels->timesteps(noise, num_timesteps, key.size(0), static_cast<int64_t*>(t.data_ptr()));
@@ -287,7 +316,7 @@ struct Mse {
   }
 
   Tensor loss(const Tensor& rows, int64_t reduction) {
-    Tensor out = reduction == kNone ? torch::stable::new_empty(rows, {args.plan.batch}) : torch::stable::new_empty(rows, {});
+    Tensor out = fresh(rows, reduction == kNone ? std::optional<int64_t>(args.plan.batch) : std::nullopt);
     if (args.rows.wide) losses(reduction, static_cast<double*>(out.data_ptr()));
     else losses(reduction, static_cast<float*>(out.data_ptr()));
     return out;
@@ -338,7 +367,7 @@ void scale_grad_(const Tensor& grad, const Tensor& grad_loss) {
 std::tuple<Tensor, Tensor> reverse_step(const Tensor& model_output, const Tensor& x_t, const MaybeTensor& noise,
                                         const Tensor& index, const Tensor& rows, bool return_x_0) {
   Tensor x_prev = fresh_like(x_t);
-  Tensor x_0 = return_x_0 ? fresh_like(x_t) : torch::stable::new_empty(x_t, {0});
+  Tensor x_0 = return_x_0 ? fresh_like(x_t) : fresh(x_t, 0);
   ReverseArgs args;
   args.plan = bind({{&args.x_t, &x_t},
                     {&args.model_output, &model_output},

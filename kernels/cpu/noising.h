@@ -32,9 +32,10 @@ inline void timesteps(const Noise& noise, int64_t num_timesteps, int64_t batch, 
   for (int64_t b = 0; b < batch; ++b) {
     const int64_t* key = noise.key + b * noise.key_strides[0];
     const uint64_t subsequence = (uint64_t(key[noise.key_strides[1]]) & kRest) | kStream;
-    const Counter w = Philox(key[0], int64_t(subsequence))(0);
+    Counters w;
+    Philox(key[0], int64_t(subsequence))(0, w);
     uint64_t first;
-    std::memcpy(&first, &w.c0, sizeof(first));
+    std::memcpy(&first, w.c0, sizeof(first));
     t[b] = int64_t((first & 0xFFFFFFFFu) * uint64_t(num_timesteps) >> 32);
   }
 }

@@ -8,7 +8,7 @@
 namespace fastddpm {
 
 constexpr int64_t kChunk = 2048;     // elements
-constexpr int64_t kSlack = 64;       // how far past a chunk the noise of whole vectors may be written
+constexpr int64_t kSlack = 192;      // how far past a chunk whole steps of the noise may be written
 constexpr int kMaxDims = 16;
 constexpr int64_t kMaxChannels = 256;  // more would leave an interleaved tile less than 4 elements of a channel
 
