@@ -30,7 +30,7 @@ using torch::stable::Tensor;
 using MaybeTensor = std::optional<Tensor>;
 
 constexpr int kNone = 0, kMean = 1;
-constexpr int64_t kGrain = 8;                      // chunks a thread takes at least: some 10 us of work
+constexpr int64_t kGrain = 32;                     // chunks a thread takes at least: some 10 us of work
 constexpr int64_t kMaxElements = int64_t(1) << 34;  // of a sample: 2^32 Philox blocks
 constexpr int64_t kStepBits = 28, kStepMask = (int64_t(1) << kStepBits) - 1;
 
