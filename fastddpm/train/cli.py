@@ -1,0 +1,131 @@
+"""The command line: `fastddpm train`, `fastddpm sample`, `fastddpm info`.
+
+Exit codes: 0 done; 2 a mistake of the user, told in one line; 128 + n stopped by signal n, the run saved.
+"""
+
+import argparse
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from .config import TrainConfig, UsageError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+        try:
+            return options.command(options)
+        except ModuleNotFoundError as error:
+            return _fail(f"{error}. The trainer's packages come with: pip install 'fastddpm[train]'")
+        except (UsageError, OSError) as error:
+            return _fail(str(error))
+        except KeyboardInterrupt:
+            return _fail("interrupted", 128 + signal.SIGINT)
+
+
+def _fail(message: str, code: int = 2) -> int:
+    print(f"fastddpm: {message}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fastddpm", description="Trains small diffusion models on fused kernels, and samples."
+    )
+    commands = parser.add_subparsers(required=True, metavar="train | sample | info")
+    _add_train(commands.add_parser("train", help="train a DDPM on digits, a folder of images or a .npy file"))
+    _add_sample(commands.add_parser("sample", help="draw images from a run"))
+    info = commands.add_parser("info", help="versions, what is built, which backend runs where, and why not")
+    info.set_defaults(command=_info)
+    return parser
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Trains a DDPM, and leaves in the run's folder: checkpoint.pt, samples.png, loss.png, metrics.jsonl, timing.json, "
+        "and a pipeline for diffusers' DDPMPipeline.from_pretrained. Ctrl-C saves and exits; --resume goes on from there."
+    )
+    parser.set_defaults(command=_train)
+    parser.add_argument("--data", default=argparse.SUPPRESS, metavar="digits|DIR|FILE.npy", help="what to learn from")
+    parser.add_argument("--out", type=Path, metavar="RUN", help="the run's folder (runs/ and the data's name)")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--resume", action="store_true", help="go on with the run in --out; its settings need not be repeated")
+    start.add_argument("--overwrite", action="store_true", help="begin anew where --out holds a run already")
+    settings = parser.add_argument_group("settings of the run")
+    for setting in fields(TrainConfig)[1:]:
+        about = setting.metadata["about"] + ("" if setting.default is None else f" ({setting.default})")
+        option, kind = "--" + setting.name.replace("_", "-"), setting.metadata["kind"]
+        settings.add_argument(option, type=kind, default=argparse.SUPPRESS, metavar=kind.__name__.upper(), help=about)
+
+
+def _add_sample(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Draws images from a run's averaged weights into one grid."
+    parser.set_defaults(command=_sample)
+    parser.add_argument("run", type=Path, metavar="RUN", help="a folder of `fastddpm train`")
+    parser.add_argument("-n", type=_positive, default=64, metavar="INT", help="how many images (64)")
+    parser.add_argument(
+        "--steps", type=_positive, metavar="INT", help="steps of the chain to walk (250, or all of a shorter one)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="INT", help="of the noise (0)")
+    parser.add_argument("--out", type=Path, metavar="FILE.png", help="where to (RUN/samples.png)")
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text!r}")
+    return int(text)
+
+
+def _train(options: argparse.Namespace) -> int:
+    given = {setting.name: getattr(options, setting.name) for setting in fields(TrainConfig) if hasattr(options, setting.name)}
+    if "data" not in given and not (options.resume and options.out):
+        raise UsageError("--data: expected digits, a folder of images or a .npy file (or --resume with --out), got none")
+    out = options.out or Path("runs") / Path(given["data"]).resolve().stem
+
+    from . import checkpoint, trainer
+    from .results import write_results
+
+    if options.resume and checkpoint.exists(out):
+        run = trainer.resume(out, **given)
+    elif "data" in given:
+        run = trainer.train(TrainConfig(**given), out, options.overwrite)
+    else:
+        raise UsageError(f"--resume: expected a run in --out, got '{out}', which holds no checkpoint")
+    if run.stopped_by is not None:
+        return _stopped(run.stopped_by, run.step, out)
+    print(write_results(run))
+    print(f"\nThe run is in {out}: see samples.png and loss.png there, or draw more with: fastddpm sample {out}")
+    return 0
+
+
+def _stopped(number: signal.Signals, step: int, out: Path) -> int:
+    print(
+        f"Stopped by {number.name} after step {step}, saved. Go on with: fastddpm train --resume --out {out}",
+        file=sys.stderr,
+    )
+    return 128 + number
+
+
+def _sample(options: argparse.Namespace) -> int:
+    from . import trainer
+    from .pictures import save_grid
+    from .results import draw, load_network
+
+    network, config = load_network(options.run)
+    out = options.out or options.run / "samples.png"
+    save_grid(draw(network, config, options.n, options.steps, options.seed, trainer.pick_device()), out)
+    print(f"{options.n} images are in {out}")
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    from .. import info
+
+    info.main()
+    return 0

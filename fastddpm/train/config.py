@@ -1,0 +1,111 @@
+"""What a run is made of: each setting with its check, kept beside the weights, and an option of the command line."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from ..diffusion import GaussianDiffusion
+from ..schedule import NoiseSchedule
+
+SCHEDULES = {"linear": NoiseSchedule.linear, "cosine": NoiseSchedule.cosine}
+CHANNELS = {"grey": 1, "rgb": 3}
+GROUPS = 8
+"""Groups of the network's group norms: its width is a multiple of this."""
+
+
+class UsageError(ValueError):
+    """A mistake of the user: the command line shows it as one line."""
+
+
+def _setting(default: Any, kind: type, about: str, expected: str, good: Callable[[Any], bool]) -> Any:
+    return field(default=default, metadata={"kind": kind, "about": about, "expected": expected, "good": good})
+
+
+def _count(default: int, about: str) -> Any:
+    return _setting(default, int, about, "1 or more", lambda value: value >= 1)
+
+
+def _choice(default: str | None, about: str, choices: tuple[str, ...]) -> Any:
+    return _setting(default, str, about, f"one of {', '.join(choices)}", lambda value: value in (default, *choices))
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The settings of a run. `data` is "digits", a folder of images or a .npy file; `fastddpm train --help` says the rest.
+
+    Raises:
+        UsageError: a value that can't be, named.
+    """
+
+    data: str
+    image_size: int | None = _setting(
+        None,
+        int,
+        "side that a folder's images are resized and cut to (32)",
+        "1 or more",
+        lambda value: value is None or value >= 1,
+    )
+    channels: str | None = _choice(None, "grey or rgb, for a folder's images (rgb)", tuple(CHANNELS))
+    steps: int = _count(2500, "optimizer steps of the whole run; a resumed run may raise it")
+    batch_size: int = _count(64, "images a step")
+    lr: float = _setting(
+        2e-3,
+        float,
+        "learning rate at its height, between a warm-up and a cosine to zero",
+        "above 0",
+        lambda value: value > 0,
+    )
+    weight_decay: float = _setting(0.0, float, "AdamW's", "0 or more", lambda value: value >= 0)
+    ema_decay: float = _setting(
+        0.995,
+        float,
+        "of the averaged weights: over about 1 / (1 - decay) steps",
+        "0 <= decay < 1",
+        lambda value: 0 <= value < 1,
+    )
+    timesteps: int = _count(1000, "T, the length of the chain")
+    schedule: str = _choice("cosine", "linear or cosine", tuple(SCHEDULES))
+    prediction: str = _choice(
+        "v_prediction",
+        "what the network predicts: epsilon, sample or v_prediction",
+        ("epsilon", "sample", "v_prediction"),
+    )
+    width: int = _setting(
+        32,
+        int,
+        f"channels of the network's first level, a multiple of {GROUPS}",
+        f"a multiple of {GROUPS}",
+        lambda value: value >= 1 and value % GROUPS == 0,
+    )
+    dropout: float = _setting(0.0, float, "inside the network", "0 <= dropout < 1", lambda value: 0 <= value < 1)
+    seed: int = _setting(
+        0, int, "of the weights, the batches and the noise", "0 <= seed < 2^63", lambda value: 0 <= value < 1 << 63
+    )
+    checkpoint_every: int = _count(500, "steps between checkpoints")
+    log_every: int = _count(25, "steps whose mean loss makes one line of metrics.jsonl")
+
+    def __post_init__(self):
+        for setting in fields(self)[1:]:
+            value = getattr(self, setting.name)
+            if not setting.metadata["good"](value):
+                raise UsageError(f"{setting.name}: expected {setting.metadata['expected']}, got {value!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def diffusion(self) -> GaussianDiffusion:
+        return GaussianDiffusion(SCHEDULES[self.schedule](self.timesteps), self.prediction)
+
+    def check_resumable(self, saved: "TrainConfig", step: int) -> None:
+        """That a run of `saved`, now at `step`, may go on with these settings: only `steps` may differ, and be higher.
+
+        Raises:
+            UsageError: naming each setting that differs.
+        """
+        old, new = saved.to_dict(), self.to_dict()
+        differing = [name for name in new if name != "steps" and new[name] != old[name]]
+        if differing:
+            pairs = ", ".join(f"{name} (the run's: {old[name]}, given: {new[name]})" for name in differing)
+            raise UsageError(f"resume: expected the settings that the run began with, these differ: {pairs}")
+        if self.steps < step:
+            raise UsageError(f"steps: expected {step} or more, where the run's checkpoint is, got {self.steps}")

@@ -1,0 +1,140 @@
+"""What a training step's parts cost, with fastddpm and in eager: measured on the trained network, printed as it is."""
+
+import copy
+import json
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from .. import mse_loss, noise_key, q_sample, timesteps
+from .config import TrainConfig
+from .data import as_float
+from .network import make_scheduler
+from .trainer import Trainer, learning_rate, make_optimizer, update
+
+STAGES = ("noising", "network", "loss", "optimizer", "EMA")
+WARMUP_STEPS = 3
+
+
+def measure_step(trainer: Trainer, steps: int = 25) -> dict[str, dict[str, float]]:
+    """Median milliseconds of each stage of a step at the run's batch size, on copies: the run itself is not touched.
+
+    The network, the optimizer and the average are the same code in both columns, so each is timed once. A loss's row is
+    its forward and its backward to the network's output; the network's is its forward and the backward from there.
+
+    Returns:
+        {stage: {"fastddpm": ms, "eager": ms}}, a "total" last.
+    """
+    clock = _Clock(trainer.device)
+    step = _Step(trainer, clock)
+    for i in range(WARMUP_STEPS + steps):
+        if i == WARMUP_STEPS:
+            clock.times.clear()
+        step.run(i)
+    shared = {stage: (stage, stage) for stage in ("network", "optimizer", "EMA")}
+    names = {"noising": ("noising", "eager noising"), "loss": ("loss", "eager loss"), **shared}
+    rows = {s: dict(zip(("fastddpm", "eager"), map(clock.median, names[s]), strict=True)) for s in STAGES}
+    rows["total"] = {column: sum(row[column] for row in rows.values()) for column in ("fastddpm", "eager")}
+    return rows
+
+
+class _Clock:
+    """Wall time of calls, with the device drained before and after."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.times: dict[str, list[float]] = defaultdict(list)
+
+    def __call__(self, name: str, call: Callable[[], Any]) -> Any:
+        self._drain()
+        start = time.perf_counter()
+        result = call()
+        self._drain()
+        self.times[name].append(time.perf_counter() - start)
+        return result
+
+    def median(self, name: str) -> float:
+        return 1e3 * statistics.median(self.times[name])
+
+    def _drain(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+class _Step:
+    """A training step taken apart, its noising and loss made both ways on the same data."""
+
+    def __init__(self, trainer: Trainer, clock: _Clock):
+        self.trainer, self.clock = trainer, clock
+        self.config: TrainConfig = trainer.config
+        self.schedule = trainer.diffusion.schedule
+        self.scheduler = make_scheduler(self.config)
+        self.network = copy.deepcopy(trainer.network)
+        self.optimizer = make_optimizer(self.network, self.config)
+        self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(self.config.ema_decay))
+
+    def run(self, i: int) -> None:
+        x_0 = as_float(self.trainer.images[self.trainer.order.indices(i)])
+        noise, eager_t, _ = self.clock("eager noising", lambda: self._eager_noising(x_0))
+        key, t, x_t = self.clock("noising", lambda: self._noising(x_0, i))
+        output, forward = self._timed_forward(x_t, t)
+        self.clock("eager loss", lambda: self._gradient(output, lambda out: self._eager_loss(out, x_0, noise, eager_t)))
+        grad = self.clock("loss", lambda: self._gradient(output, lambda out: self._loss(out, x_0, key, t)))
+        self.clock("network", lambda: output.backward(grad))
+        self.clock.times["network"][-1] += forward
+        self.clock("optimizer", lambda: update(self.network, self.optimizer, learning_rate(self.config, i)))
+        self.clock("EMA", lambda: self.average.update_parameters(self.network))
+
+    def _noising(self, x_0: Tensor, i: int) -> tuple[Tensor, Tensor, Tensor]:
+        key = noise_key(self.config.seed, i, len(x_0), device=x_0.device)
+        t = timesteps(key, self.config.timesteps)
+        return key, t, q_sample(x_0, t, self.schedule, key)
+
+    def _eager_noising(self, x_0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        noise = torch.randn_like(x_0)
+        t = torch.randint(0, self.config.timesteps, (len(x_0),), device=x_0.device)
+        return noise, t, self.scheduler.add_noise(x_0, noise, t)
+
+    def _timed_forward(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, float]:
+        output = self.clock("forward", lambda: self.network(x_t, t).sample)
+        return output, self.clock.times["forward"][-1]
+
+    def _loss(self, output: Tensor, x_0: Tensor, key: Tensor, t: Tensor) -> Tensor:
+        return mse_loss(output, t, self.schedule, key, x_0, prediction_type=self.config.prediction)
+
+    def _eager_loss(self, output: Tensor, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        if self.config.prediction == "epsilon":
+            return F.mse_loss(output, noise)
+        if self.config.prediction == "sample":
+            return F.mse_loss(output, x_0)
+        return F.mse_loss(output, self.scheduler.get_velocity(x_0, noise, t))
+
+    @staticmethod
+    def _gradient(output: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
+        leaf = output.detach().requires_grad_()
+        loss(leaf).backward()
+        assert leaf.grad is not None
+        return leaf.grad
+
+
+def format_table(rows: dict[str, dict[str, float]], title: str) -> str:
+    """Lines of text; the ratio is eager over fastddpm."""
+    head = f"{'ms a step':<12}{'fastddpm':>10}{'eager':>10}{'ratio':>9}"
+    body = [
+        f"{stage:<12}{row['fastddpm']:>10.3f}{row['eager']:>10.3f}{row['eager'] / row['fastddpm']:>8.2f}x"
+        for stage, row in rows.items()
+    ]
+    rule = "-" * len(head)
+    return "\n".join((title, head, rule, *body[:-1], rule, body[-1]))
+
+
+def save_table(rows: dict[str, dict[str, float]], path: Path) -> None:
+    path.write_text(json.dumps({"unit": "median milliseconds a step", "stages": rows}, indent=2) + "\n")

@@ -1,0 +1,197 @@
+"""The training loop. A run lives in a folder; stopped at any moment and resumed, it ends with the weights of an unbroken one.
+
+A step depends on the weights, the state of the optimizer, of the average and of torch's generator (dropout), and the step
+number: the batch, t and the noise are functions of (seed, step). So that is what a checkpoint holds.
+"""
+
+import math
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DModel
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm.auto import tqdm
+
+from .. import noise_key
+from . import checkpoint
+from .config import TrainConfig, UsageError
+from .data import BatchOrder, as_float, fingerprint, load_images
+from .metrics import Metrics
+from .network import make_network
+
+WARMUP = 100
+CLIP_NORM = 1.0
+
+
+def train(config: TrainConfig, out: Path | str, overwrite: bool = False) -> "Trainer":
+    """Trains a new run in the folder `out`, to its end or until a signal stops it.
+
+    Raises:
+        UsageError: `out` holds a run already (and `overwrite` is False), or the data can't be used.
+    """
+    out = Path(out)
+    if checkpoint.exists(out) and not overwrite:
+        raise UsageError(
+            f"out: expected a folder without a run, got '{out}': go on with --resume, or begin anew with --overwrite"
+        )
+    trainer = Trainer(config, out)
+    out.mkdir(parents=True, exist_ok=True)
+    trainer.save()
+    trainer.run()
+    return trainer
+
+
+def resume(out: Path | str, **changes: Any) -> "Trainer":
+    """Goes on with the run in `out` from its last checkpoint. Of its settings `changes` may raise `steps` alone.
+
+    The bits are those of an unbroken run on the same machine with the same number of threads, on which a network's sums depend.
+
+    Raises:
+        UsageError: no run there, settings or data that differ from the run's.
+    """
+    out = Path(out)
+    state = checkpoint.load(out, "cpu")
+    saved = TrainConfig(**state["config"])
+    config = TrainConfig(**{**state["config"], **changes})
+    config.check_resumable(saved, state["step"])
+    trainer = Trainer(config, out)
+    trainer.restore(state)
+    trainer.run()
+    return trainer
+
+
+class Trainer:
+    """A run: its network, optimizer, averaged weights and data, at some step.
+
+    Attributes:
+        step: optimizer steps made.
+        stopped_by: the signal that ended `run` before its time, or None.
+    """
+
+    def __init__(self, config: TrainConfig, out: Path):
+        self.config, self.out, self.step = config, out, 0
+        self.stopped_by: signal.Signals | None = None
+        self.device = pick_device()
+        images = load_images(config.data, config.image_size, config.channels)
+        self.fingerprint = fingerprint(images)
+        self.images = images.to(self.device)
+        self.order = BatchOrder(len(images), config.batch_size, config.seed, self.device)
+        self.diffusion = config.diffusion()
+        self.network = make_network(config, images.shape[1:]).to(self.device)
+        self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+        self.optimizer = make_optimizer(self.network, config)
+        self.metrics = Metrics(out / "metrics.jsonl", config.log_every, self.device)
+        torch.manual_seed(config.seed)
+
+    def run(self) -> None:
+        """Trains up to `config.steps`, saving now and then; SIGINT and SIGTERM end it after the current step, saved."""
+        self.metrics.start(self.step)
+        self.network.train()
+        with self._signals(), tqdm(total=self.config.steps, initial=self.step, desc="training", unit="step") as bar:
+            while self.step < self.config.steps and self.stopped_by is None:
+                self.metrics.add(self.step, self.train_step())
+                self.step += 1
+                bar.update()
+                if self.step % self.config.log_every == 0 or self.step == self.config.steps:
+                    bar.set_postfix(self.metrics.write(self.step, self.config.batch_size))
+                if self.step % self.config.checkpoint_every == 0:
+                    self.save()
+            self.save()
+
+    def train_step(self) -> Tensor:
+        """One step. Nothing in it is read by the host; the loss stays on the device."""
+        x_0 = as_float(self.images[self.order.indices(self.step)])
+        key = noise_key(self.config.seed, self.step, len(x_0), device=self.device)
+        loss = self.diffusion.training_loss(self.network, x_0, key)
+        loss.backward()
+        update(self.network, self.optimizer, learning_rate(self.config, self.step))
+        self.average.update_parameters(self.network)
+        return loss.detach()
+
+    def save(self) -> None:
+        checkpoint.save(
+            self.out,
+            {
+                "config": self.config.to_dict(),
+                "step": self.step,
+                "data": self.fingerprint,
+                "image_shape": list(self.images.shape[1:]),
+                "network": self.network.state_dict(),
+                "average": self.average.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "metrics": self.metrics.state_dict(),
+                "generators": _generators(self.device),
+            },
+        )
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Back to the moment of `save`.
+
+        Raises:
+            UsageError: the data is not what the run began with.
+        """
+        if state["data"] != self.fingerprint:
+            raise UsageError(f"data: expected the images that the run began with, got others in '{self.config.data}'")
+        self.step = state["step"]
+        self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.metrics.load_state_dict(state["metrics"])
+        _set_generators(state["generators"], self.device)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """The first SIGINT or SIGTERM asks the loop to stop; a second one meets the handler that was there before."""
+
+        def stop(number: int, frame: object) -> None:
+            self.stopped_by = signal.Signals(number)
+            restore()
+
+        def restore() -> None:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            restore()
+
+
+def pick_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def make_optimizer(network: UNet2DModel, config: TrainConfig) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(network.parameters(), betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True)
+
+
+def update(network: UNet2DModel, optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Clips the gradients' norm, steps, and drops the gradients."""
+    torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP_NORM)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """A linear warm-up, then a cosine down to zero: a function of the step, so there is no state to save."""
+    return config.lr * min(1.0, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+
+
+def _generators(device: torch.device) -> dict[str, Tensor]:
+    """torch's generators, which dropout draws from."""
+    states = {"cpu": torch.get_rng_state()}
+    return states if device.type == "cpu" else {**states, "cuda": torch.cuda.get_rng_state(device)}
+
+
+def _set_generators(states: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"].cpu())
+    if "cuda" in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"].cpu(), device)

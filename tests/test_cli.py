@@ -1,0 +1,120 @@
+"""The command line: what it does, and one clear line with exit code 2 where it can't."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastddpm.train import checkpoint
+from fastddpm.train.cli import main
+
+TINY = ["--steps=4", "--batch-size=4", "--width=8", "--timesteps=10", "--log-every=2"]
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "squares.npy"
+    np.save(path, np.random.default_rng(0).integers(0, 256, (6, 8, 8), np.uint8))
+    return str(path)
+
+
+def fails(arguments, capsys):
+    """The one line that a mistake gets."""
+    assert main(arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("fastddpm: "), lines
+    return lines[0]
+
+
+def test_train_resume_sample(tmp_path, data, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--data", data, *TINY]) == 0
+    run = tmp_path / "runs" / "squares"
+    left = {"checkpoint.pt", "metrics.jsonl", "samples.png", "loss.png", "timing.json", "model_index.json", "unet", "scheduler"}
+    assert {path.name for path in run.iterdir()} == left
+    output = capsys.readouterr().out
+    assert all(stage in output for stage in ("noising", "network", "loss", "optimizer", "EMA", "total", "1.00x"))
+
+    assert main(["train", "--resume", "--out", str(run), "--steps=6"]) == 0
+    assert checkpoint.load(run, "cpu")["step"] == 6
+
+    assert main(["sample", str(run), "-n", "3", "--steps=4", "--out", str(tmp_path / "three.png")]) == 0
+    assert Image.open(tmp_path / "three.png").size == (3 * 72 + 8, 80)
+
+
+def test_resume_without_a_checkpoint_begins(tmp_path, data):
+    """So that one command line serves the first start and every later one."""
+    assert main(["train", "--resume", "--data", data, "--out", str(tmp_path / "run"), *TINY]) == 0
+
+
+def test_a_broken_image_is_named_in_one_line(tmp_path, capsys):
+    (tmp_path / "bad.png").write_text("no image")
+    assert main(["train", "--data", str(tmp_path), "--out", str(tmp_path / "run")]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and lines[0].startswith("warning: skipped") and "bad.png" in lines[0]
+
+
+def test_mistakes(tmp_path, data, capsys):
+    out = f"--out={tmp_path / 'run'}"
+    assert "--data: expected digits" in fails(["train"], capsys)
+    assert "holds no checkpoint" in fails(["train", "--resume", out], capsys)
+    assert "no such file" in fails(["train", "--data=nowhere", out], capsys)
+    assert "steps: expected 1 or more, got 0" in fails(["train", f"--data={data}", out, "--steps=0"], capsys)
+    assert "schedule: expected one of linear, cosine, got 'sine'" in fails(
+        ["train", f"--data={data}", "--schedule=sine"], capsys
+    )
+    assert "width: expected a multiple of 8, got 12" in fails(["train", f"--data={data}", out, "--width=12"], capsys)
+    assert "checkpoint.pt" in fails(["sample", str(tmp_path)], capsys)
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").write_text("a file where the folder would be")
+    assert "run" in fails(["train", f"--data={data}", out, *TINY], capsys)
+
+
+@pytest.mark.parametrize("arguments", [[], ["paint"], ["train", "--steps=many"], ["sample", "run", "-n", "0"]])
+def test_mistakes_of_grammar(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_run_is_not_overwritten_unasked(tmp_path, data, capsys):
+    (tmp_path / checkpoint.NAME).write_bytes(b"a run")
+    assert "--resume" in fails(["train", f"--data={data}", f"--out={tmp_path}"], capsys)
+
+
+def test_help_names_every_setting_and_its_default(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = capsys.readouterr().out
+    assert all(option in text for option in ("--data", "--resume", "--overwrite", "--ema-decay", "--checkpoint-every"))
+    assert "(0.995)" in text and "None" not in text
+
+
+def test_interrupt_outside_the_training_loop(capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastddpm.train.results.load_network", interrupted)
+    assert main(["sample", "run"]) == 128 + signal.SIGINT
+    assert capsys.readouterr().err == "fastddpm: interrupted\n"
+
+
+def test_missing_packages_are_named(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fastddpm.train.results", None)
+    assert "pip install 'fastddpm[train]'" in fails(["sample", "run"], capsys)
+
+
+def test_info(capsys):
+    assert main(["info"]) == 0
+    assert "torch" in capsys.readouterr().out
+
+
+def test_module(tmp_path):
+    command = [sys.executable, "-m", "fastddpm.train", "--data", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=dict(os.environ))
+    assert done.returncode == 2 and "got none in" in done.stderr

@@ -1,0 +1,193 @@
+"""A run stopped at any moment and resumed ends with the bits of a run that never stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fastddpm.train import TrainConfig, UsageError, checkpoint, resume, train
+from fastddpm.train.trainer import Trainer
+
+CONFIG = TrainConfig(data="digits", steps=18, batch_size=8, width=8, dropout=0.2, timesteps=50, checkpoint_every=5, log_every=3)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As the subprocesses have: a convolution's sums depend on it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("unbroken")
+    train(CONFIG, out)
+    torch.set_num_threads(before)
+    return out
+
+
+def assert_same_run(out, expected):
+    got, want = checkpoint.load(out, "cpu"), checkpoint.load(expected, "cpu")
+    assert got["step"] == want["step"] == CONFIG.steps
+    for part in ("network", "average", "generators"):
+        assert all(torch.equal(got[part][name], want[part][name]) for name in want[part]), part
+    moments = [(a, b) for a, b in zip(got["optimizer"]["state"].values(), want["optimizer"]["state"].values(), strict=True)]
+    assert all(torch.equal(a[name], b[name]) for a, b in moments for name in b)
+    assert losses(out) == losses(expected)
+
+
+def losses(out):
+    """(step, loss) of every line; a broken line would not parse."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines]
+
+
+IMPORTS = "import os, signal, sys\nfrom fastddpm.train import checkpoint, cli, trainer"
+
+
+def run_script(out, patch):
+    """The command line in a process of its own, with `patch` run before it: patches say where it meets its end."""
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in CONFIG.to_dict().items() if value is not None]
+    script = f"{IMPORTS}\n{patch}\nsys.exit(cli.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", script, "train", f"--out={out}", *options]
+    return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+
+
+SIGNAL_IN_STEP = """
+step = trainer.Trainer.train_step
+def train_step(self):
+    if self.step == 13:
+        os.kill(os.getpid(), signal.{name})
+    return step(self)
+trainer.Trainer.train_step = train_step
+"""
+
+KILL_IN_CHECKPOINT = """
+replace, calls = os.replace, []
+def killing(aside, path):
+    calls.append(path)
+    if sum(path.name == checkpoint.NAME for path in calls) == 3:  # steps 0 and 5 are saved, 10 is about to be
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(aside, path)
+os.replace = killing
+"""
+
+
+@pytest.mark.parametrize(
+    "patch, saved", [(SIGNAL_IN_STEP.format(name="SIGKILL"), 10), (KILL_IN_CHECKPOINT, 5)], ids=["step", "checkpoint"]
+)
+def test_killed_run(tmp_path, unbroken, patch, saved):
+    done = run_script(tmp_path, patch)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert checkpoint.load(tmp_path, "cpu")["step"] == saved
+    assert losses(tmp_path)[-1][0] > saved  # so the file ran ahead of the checkpoint
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 15, "lo')  # a line that a kill cut short
+    resume(tmp_path)
+    assert_same_run(tmp_path, unbroken)
+
+
+def test_interrupted_run_finishes_its_step_and_saves(tmp_path, unbroken):
+    done = run_script(tmp_path, SIGNAL_IN_STEP.format(name="SIGINT"))
+    assert done.returncode == 128 + signal.SIGINT, done.stderr
+    assert f"fastddpm train --resume --out {tmp_path}" in done.stderr and "Traceback" not in done.stderr
+    assert checkpoint.load(tmp_path, "cpu")["step"] == 14
+    assert not (tmp_path / "samples.png").exists()
+    resume(tmp_path)
+    assert_same_run(tmp_path, unbroken)
+
+
+@pytest.mark.parametrize("step", [0, 5, 17])
+def test_crash_in_any_step(tmp_path, unbroken, monkeypatch, step):
+    crash_at(monkeypatch, step)
+    with pytest.raises(CrashError):
+        train(CONFIG, tmp_path)
+    monkeypatch.undo()
+    resume(tmp_path)
+    assert_same_run(tmp_path, unbroken)
+
+
+class CrashError(Exception):
+    pass
+
+
+def crash_at(monkeypatch, step):
+    train_step = Trainer.train_step
+
+    def crashing(self):
+        if self.step == step:
+            raise CrashError
+        return train_step(self)
+
+    monkeypatch.setattr(Trainer, "train_step", crashing)
+
+
+def test_terminated_run_saves_too(tmp_path, unbroken, monkeypatch):
+    train_step = Trainer.train_step
+
+    def terminated(self):
+        if self.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train_step(self)
+
+    monkeypatch.setattr(Trainer, "train_step", terminated)
+    run = train(CONFIG, tmp_path)
+    assert run.stopped_by == signal.SIGTERM and checkpoint.load(tmp_path, "cpu")["step"] == run.step == 5
+    monkeypatch.undo()
+    resume(tmp_path)
+    assert_same_run(tmp_path, unbroken)
+
+
+def test_a_second_signal_meets_the_handler_of_before(tmp_path, monkeypatch):
+    train_step = Trainer.train_step
+
+    def impatient(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        assert self.stopped_by == signal.SIGINT
+        os.kill(os.getpid(), signal.SIGINT)
+        return train_step(self)
+
+    monkeypatch.setattr(Trainer, "train_step", impatient)
+    with pytest.raises(KeyboardInterrupt):
+        train(CONFIG, tmp_path)
+
+
+def test_finished_run_goes_on_when_its_steps_are_raised(tmp_path, unbroken):
+    (tmp_path / checkpoint.NAME).write_bytes((unbroken / checkpoint.NAME).read_bytes())
+    assert resume(tmp_path, steps=21).step == 21
+    assert [step for step, _ in losses(tmp_path)] == [3, 6, 9, 12, 15, 18, 21]
+    with pytest.raises(UsageError, match="steps: expected 21 or more"):
+        resume(tmp_path, steps=20)
+
+
+def test_changed_settings_are_named(unbroken):
+    with pytest.raises(UsageError, match=r"lr \(the run's: 0.002, given: 0.1\), seed \(the run's: 0, given: 5\)$"):
+        resume(unbroken, lr=0.1, seed=5, steps=100)
+
+
+def test_changed_data_is_an_error(unbroken, monkeypatch):
+    monkeypatch.setattr("fastddpm.train.trainer.load_images", lambda *_: torch.zeros(3, 1, 8, 8))
+    with pytest.raises(UsageError, match="data: expected the images that the run began with"):
+        resume(unbroken)
+
+
+def test_a_run_is_not_overwritten_unasked(tmp_path, unbroken):
+    (tmp_path / checkpoint.NAME).write_bytes((unbroken / checkpoint.NAME).read_bytes())
+    with pytest.raises(UsageError, match=r"--resume, or .* --overwrite"):
+        train(CONFIG, tmp_path)
+    train(CONFIG, tmp_path, overwrite=True)
+    assert_same_run(tmp_path, unbroken)
+
+
+def test_seed_decides_the_weights(tmp_path, unbroken):
+    run = train(TrainConfig(**{**CONFIG.to_dict(), "steps": 1, "seed": 1}), tmp_path)
+    other = checkpoint.load(unbroken, "cpu")["network"]
+    assert not all(torch.equal(weight, other[name]) for name, weight in run.network.state_dict().items())
