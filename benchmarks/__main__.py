@@ -42,9 +42,7 @@ def table(cases: list[dict]) -> str:
         spread = f"{c['q1'] * 1e6:.1f} .. {c['q3'] * 1e6:.1f}"
         ours = fused.get((c["stage"], c["shape"]))
         ratio = f"{c['median'] / ours:.2f}x" if ours else ""
-        rows.append(
-            f"{c['stage']:28}{c['shape']:16}{c['provider']:32}{c['median'] * 1e6:>9.1f} us{spread:>24}{ratio:>12}"
-        )
+        rows.append(f"{c['stage']:28}{c['shape']:16}{c['provider']:32}{c['median'] * 1e6:>9.1f} us{spread:>24}{ratio:>12}")
     return "\n".join(rows)
 
 

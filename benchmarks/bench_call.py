@@ -7,8 +7,8 @@ from diffusers import DDPMScheduler
 
 import fastddpm as fd
 
-from .conftest import Batch
 from .bench_reverse import STEP, scheduler
+from .conftest import Batch
 
 SHAPE = (1, 3, 8, 8)
 SCHEDULER = DDPMScheduler(1000)

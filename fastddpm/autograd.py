@@ -28,7 +28,10 @@ class MseLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, model_output, noise, x_0, x_t, t, rows, reduction):
-        ctx.save_for_backward(model_output, noise, x_0, x_t, t, rows)
+        # a compiled step may advance its key before the backward runs; eager autograd would see that and raise
+        is_key = noise is not None and noise.dtype is torch.int64
+        kept = ops.copy_key(noise) if is_key and torch.compiler.is_compiling() else noise
+        ctx.save_for_backward(model_output, kept, x_0, x_t, t, rows)
         ctx.reduction = reduction
         return ops.mse_loss(model_output, noise, x_0, x_t, t, rows, reduction)
 
@@ -44,40 +47,25 @@ class MseLossWithGrad(torch.autograd.Function):
 
     There the arithmetic of the noise outweighs a read, so making it once for both is faster. A second backward through the
     same graph (retain_graph) finds the gradient handed out and makes it again, to the same bits. All but model_output comes
-    as one tuple, held on ctx: each tensor that autograd is shown, or saves, costs a microsecond.
+    as one tuple: each argument that autograd looks at costs host time.
     """
 
     @staticmethod
     def forward(ctx, model_output, others):
-        ctx.inputs = (model_output, *others)
-        ctx.version = _version(ctx.inputs)
+        ctx.save_for_backward(model_output, *others[:-1])
+        ctx.reduction = others[-1]
         loss, ctx.grad = ops.mse_loss_with_grad(model_output, *others)
         return loss
 
     @staticmethod
     def backward(ctx, grad_loss: Tensor):
-        if torch.is_grad_enabled():  # create_graph: the gradient itself is wanted differentiable, so in plain torch
-            return reference.mse_loss_backward(grad_loss, *_unchanged(ctx)), None
         grad, ctx.grad = ctx.grad, None
+        if torch.is_grad_enabled():  # create_graph: the gradient itself is wanted differentiable, so in plain torch
+            return reference.mse_loss_backward(grad_loss, *ctx.saved_tensors, reduction=ctx.reduction), None
         if grad is None:
-            return ops.mse_loss_backward(grad_loss, *_unchanged(ctx)), None
+            return ops.mse_loss_backward(grad_loss, *ctx.saved_tensors, ctx.reduction), None
         ops.scale_grad_(grad, grad_loss)
         return grad, None
-
-
-def _version(inputs: tuple) -> int:
-    """Grows with any change in place of model_output, noise, x_0 or x_t."""
-    total = 0
-    for x in inputs[:4]:
-        if x is not None:
-            total += x._version
-    return total
-
-
-def _unchanged(ctx) -> tuple:
-    if _version(ctx.inputs) != ctx.version:
-        raise RuntimeError("mse_loss: an input was changed in place, and this backward needs it as it was")
-    return ctx.inputs
 
 
 class ReverseStep(torch.autograd.Function):

@@ -8,10 +8,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import samplers
-from .checks import check_data, check_one_of, describe
+from .checks import check_data, check_key, check_one_of, describe
 from .functional import mse_loss, q_sample, reverse_step
 from .noise import INITIAL, REVERSE, advance, noise_key, randn, timesteps
-from .schedule import VARIANCE_TYPES, NoiseSchedule
+from .schedule import VARIANCE_TYPES, NoiseSchedule, check_schedule
 
 Model = Callable[..., Any]
 
@@ -37,8 +37,7 @@ class GaussianDiffusion:
         loss: str = "mse",
         weight: str | Tensor | None = None,
     ):
-        if not isinstance(schedule, NoiseSchedule):
-            raise TypeError(f"schedule: expected a NoiseSchedule, got {describe(schedule)}")
+        check_schedule(schedule)
         schedule.check_prediction(prediction_type)
         check_one_of("variance_type", variance_type, VARIANCE_TYPES)
         check_one_of("loss", loss, ("mse",))
@@ -69,6 +68,9 @@ class GaussianDiffusion:
             A float32 scalar, or `[B]` for "none".
         """
         check_data("x_0", x_0)
+        check_key("key", key)
+        if key.shape[0] != x_0.shape[0]:
+            raise ValueError(f"key: expected {x_0.shape[0]} rows (the batch of x_0), got {key.shape[0]}")
         t = timesteps(key, len(self.schedule))
         x_t = q_sample(x_0, t, self.schedule, key)
         output = _call(model, x_t, self._model_t(t), model_kwargs)
@@ -137,6 +139,8 @@ def _call(model: Model, x_t: Tensor, t: Tensor, model_kwargs: Mapping[str, Any] 
     output = getattr(output, "sample", output) if not isinstance(output, Tensor) else output
     if not isinstance(output, Tensor):
         raise TypeError(f"model: expected a tensor, or an object whose .sample is one, got {describe(output)}")
+    if output.shape != x_t.shape:
+        raise ValueError(f"model: expected an output of x_t's shape {list(x_t.shape)}, got {list(output.shape)}")
     return output
 
 

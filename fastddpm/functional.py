@@ -11,7 +11,7 @@ from torch import Tensor
 from . import autograd, ops
 from .checks import check_data, check_index, check_like, check_noise, check_one_of, describe
 from .samplers import StepRows
-from .schedule import NoiseSchedule
+from .schedule import NoiseSchedule, check_schedule
 
 _REDUCTIONS = {"none": ops.NONE, "mean": ops.MEAN, "sum": ops.SUM}
 
@@ -32,19 +32,20 @@ def q_sample(x_0: Tensor, t: Tensor | int, schedule: NoiseSchedule, noise: Tenso
         TypeError, ValueError: an argument of a wrong dtype, shape or device, named.
         IndexError: t out of range, on the CPU. On a GPU, where reading it would wait, that sample becomes NaN.
     """
-    return _noised("x_0", x_0, t, schedule, noise, schedule.q_sample_rows)
+    return _noised("x_0", x_0, t, schedule, noise, NoiseSchedule.q_sample_rows)
 
 
 def q_step(x_prev: Tensor, t: Tensor | int, schedule: NoiseSchedule, noise: Tensor) -> Tensor:
     """x_t = sqrt(alpha_t) x_{t-1} + sqrt(beta_t) z: one step of the forward chain (Ho et al. 2020, eq. 2). As `q_sample`."""
-    return _noised("x_prev", x_prev, t, schedule, noise, schedule.q_step_rows)
+    return _noised("x_prev", x_prev, t, schedule, noise, NoiseSchedule.q_step_rows)
 
 
 def _noised(name, x, t, schedule, noise, rows_on) -> Tensor:
     check_data(name, x)
+    check_schedule(schedule)
     t = _index("t", t, x, schedule)
     check_noise(noise, name, x)
-    rows = rows_on(x.device, _arithmetic(x))
+    rows = rows_on(schedule, x.device, _arithmetic(x))
     return autograd.noising(x, noise, t, rows)
 
 
@@ -80,6 +81,7 @@ def mse_loss(
         IndexError: t out of range, on the CPU.
     """
     check_data("model_output", model_output)
+    check_schedule(schedule)
     index = _index("t", t, model_output, schedule)
     schedule.check_prediction(prediction_type)
     if reduction not in _REDUCTIONS:
@@ -92,13 +94,14 @@ def mse_loss(
 def _target_inputs(prediction_type, model_output, noise, x_0, x_t):
     """The tensors that this target is made of, checked; None for the rest."""
     needs_x_0 = prediction_type != "epsilon"
-    if needs_x_0:
-        if x_0 is None:
-            raise ValueError(f"x_0: expected a tensor for prediction_type {prediction_type!r}, got None")
+    if x_0 is not None:
         check_like("x_0", x_0, "model_output", model_output)
-    if prediction_type == "previous" and x_t is not None:
+    elif needs_x_0:
+        raise ValueError(f"x_0: expected a tensor for prediction_type {prediction_type!r}, got None")
+    if x_t is not None:
         check_like("x_t", x_t, "model_output", model_output)
-        return None, x_0, x_t
+        if prediction_type == "previous":
+            return None, x_0, x_t
     if prediction_type == "sample":
         return None, x_0, None
     if noise is None:

@@ -44,6 +44,9 @@ def noise_key(
         ValueError: a step, sample index or stream out of its range.
         TypeError: a seed that is neither an int nor an integer tensor.
     """
+    for name, value in (("step", step), ("first_sample", first_sample), ("stream", stream), ("batch_size", batch_size)):
+        if type(value) is not int and value is not None:
+            raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
     if not 0 <= step < MAX_STEP:
         raise ValueError(f"step: expected 0 <= step < 2^28, got {step}")
     if not 0 <= stream < MAX_STREAM:

@@ -24,6 +24,7 @@ def _define(name: str, signature: str) -> torch._ops.OpOverload:
 
 fill_key_ = _define("fill_key_", "(Tensor(a!) key, int seed, int subsequence) -> ()")
 advance_ = _define("advance_", "(Tensor(a!) key, int steps) -> ()")
+copy_key = _define("copy_key", "(Tensor key) -> Tensor")
 randn_ = _define("randn_", "(Tensor(a!) out, Tensor key) -> ()")
 timesteps = _define("timesteps", "(Tensor key, int num_timesteps) -> Tensor")
 noising = _define("noising", "(Tensor x, Tensor? noise, Tensor t, Tensor rows) -> Tensor")
@@ -55,6 +56,11 @@ def _(key, seed, subsequence):
 @_fake(advance_)
 def _(key, steps):
     return None
+
+
+@_fake(copy_key)
+def _(key):
+    return torch.empty_like(key)
 
 
 @_fake(randn_)

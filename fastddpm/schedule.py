@@ -243,6 +243,11 @@ class NoiseSchedule:
         return self.posterior_mean_x_t * s, self.posterior_mean_x_0 + self.posterior_mean_x_t * a, zero
 
 
+def check_schedule(schedule: object) -> None:
+    if not isinstance(schedule, NoiseSchedule):
+        raise TypeError(f"schedule: expected a NoiseSchedule, got {describe(schedule)}")
+
+
 def _logistic(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
@@ -258,7 +263,7 @@ def _check_positive(name: str, value: float) -> None:
 
 
 def _table(name: str, values: Tensor | Sequence[float]) -> Tensor:
-    table = torch.as_tensor(values).detach().to(device="cpu", dtype=torch.float64, copy=True)
+    table = torch.as_tensor(values, dtype=torch.float64).detach().to("cpu", copy=True)
     if table.dim() != 1 or table.numel() == 0:
         raise ValueError(f"{name}: expected one dimension and one value or more, got shape {list(table.shape)}")
     return table

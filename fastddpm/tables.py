@@ -35,7 +35,8 @@ class Tables:
         key = (name, device, dtype)
         table = self._made.get(key)
         if table is None:
-            table = self._made[key] = self._make(name).to(dtype).to(device)
+            with torch.inference_mode(False):  # a tensor made inside could not be saved for a backward later
+                table = self._made[key] = self._make(name).to(dtype=dtype, copy=True).to(device)
         return table
 
     def __reduce__(self):

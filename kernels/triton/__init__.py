@@ -1,0 +1,21 @@
+"""The ops of fastddpm as Triton kernels, for NVIDIA and AMD GPUs. Installed as `fastddpm.kernels`.
+
+Each function has the arguments and the result of the op of its name in `fastddpm.ops`. `fastddpm._triton` registers them.
+"""
+
+from .keys import advance_, fill_key_, randn_, timesteps
+from .mse import mse_loss, mse_loss_backward
+from .noising import noising
+from .reverse import reverse_step, reverse_step_backward
+
+__all__ = [
+    "advance_",
+    "fill_key_",
+    "mse_loss",
+    "mse_loss_backward",
+    "noising",
+    "randn_",
+    "reverse_step",
+    "reverse_step_backward",
+    "timesteps",
+]

@@ -1,0 +1,239 @@
+"""`python -m benchmarks.gpu_bench`: noising, mse, both together and the reverse step on a GPU, against eager, torch.compile and
+the device's own copy, from 2^16 to 2^28 elements. Writes benchmarks/results/<device>.json. Not yet run on a GPU.
+
+GPU time: calls captured in a CUDA graph, replayed between two events; the median of ten. Host time apart: calls at a size that
+costs the GPU nothing, without waiting for it. `--dry-run` walks through all of it on the CPU at the smallest size, where the
+times mean nothing, and writes nothing.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import triton
+
+import fastddpm as fd
+
+SAMPLE = (4, 64, 64)
+SIZES = [1 << n for n in range(16, 29, 2)]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+ACCESSES = {"noising": 2, "mse": 1, "mse gradient": 3, "noising + loss": 5, "reverse": 3}
+"""How many times each stage must move a tensor of its size (mse gradient: read, and read, write)."""
+
+
+class Case:
+    """A stage's inputs at one size."""
+
+    def __init__(self, elements: int, dtype: torch.dtype, device: str):
+        batch = max(1, elements // 2**14)
+        self.schedule = fd.NoiseSchedule.linear(1000)
+        self.x = torch.rand(batch, *SAMPLE, device=device, dtype=dtype) * 2 - 1
+        self.output = torch.randn_like(self.x).requires_grad_()
+        self.key = fd.noise_key(0, batch_size=batch, device=device)
+        self.t = fd.timesteps(self.key, 1000)
+        self.rows = fd.samplers.ddpm(self.schedule)
+        abar = self.schedule.alphas_cumprod.float().to(device)
+        self.a, self.s = abar.sqrt(), (1 - abar).sqrt()
+        self.table = self.rows.table.float().to(device)
+        self.target = torch.empty_like(self.x)
+
+
+# ---- the stages: fastddpm's, and the same in plain torch ----
+
+
+def fused(case: Case) -> dict[str, Callable]:
+    def noising():
+        return fd.q_sample(case.x, case.t, case.schedule, case.key)
+
+    def mse():
+        return fd.mse_loss(case.output.detach(), case.t, case.schedule, case.key)
+
+    def mse_gradient():
+        return torch.autograd.grad(fd.mse_loss(case.output, case.t, case.schedule, case.key), case.output)[0]
+
+    def pair():
+        return noising(), mse_gradient()
+
+    def reverse():
+        return fd.reverse_step(case.output.detach(), case.x, case.t, case.rows, case.key, return_x_0=False)[0]
+
+    return dict(zip(ACCESSES, (noising, mse, mse_gradient, pair, reverse), strict=True))
+
+
+def _column(table, t):
+    return table[t].view(-1, 1, 1, 1)
+
+
+def _noised(x, z, a, s, t):
+    return (_column(a, t) * x + _column(s, t) * z).to(x.dtype)
+
+
+def _add_noise(x, a, s, t):
+    return _noised(x, torch.randn_like(x), a, s, t)
+
+
+def _mse(out):
+    return F.mse_loss(out.float(), torch.randn_like(out).float())
+
+
+def _both(x, out, a, s, t):
+    z = torch.randn_like(x)
+    return _noised(x, z, a, s, t), F.mse_loss(out.float(), z.float())
+
+
+def _reverse(out, x, table, t):
+    p_x, p_o, bound, k_x, k_0, k_o, sigma = (c.view(-1, 1, 1, 1) for c in table[t].unbind(1))
+    x_0 = torch.clamp(p_x * x + p_o * out, -bound, bound)
+    return (k_x * x + k_0 * x_0 + k_o * out + sigma * torch.randn_like(x)).to(x.dtype)
+
+
+def plain(case: Case, wrap: Callable = lambda f: f) -> dict[str, Callable]:
+    add_noise, mse, both, reverse = map(wrap, (_add_noise, _mse, _both, _reverse))
+
+    def pair():
+        x_t, loss = both(case.x, case.output, case.a, case.s, case.t)
+        return x_t, torch.autograd.grad(loss, case.output)[0]
+
+    stages = (
+        lambda: add_noise(case.x, case.a, case.s, case.t),
+        lambda: mse(case.output.detach()),
+        lambda: torch.autograd.grad(mse(case.output), case.output)[0],
+        pair,
+        lambda: reverse(case.output.detach(), case.x, case.table, case.t),
+    )
+    return dict(zip(ACCESSES, stages, strict=True))
+
+
+def check(case: Case) -> None:
+    """No figure without a passing check: fastddpm's stages against plain torch's, given its noise."""
+    stages = fused(case)
+    z = fd.randn(case.key, case.x.shape)
+    close = {"rtol": 2e-2, "atol": 2e-2} if case.x.dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-4}
+    torch.testing.assert_close(stages["noising"](), _noised(case.x, z, case.a, case.s, case.t), **close)
+    torch.testing.assert_close(stages["mse"](), F.mse_loss(case.output.detach().float(), z), rtol=1e-4, atol=0)
+    gradient = 2 * (case.output.detach().float() - z) / z.numel()
+    torch.testing.assert_close(stages["mse gradient"]().float(), gradient, rtol=2e-2, atol=1e-2 / z.numel())
+
+
+# ---- the two clocks ----
+
+
+def gpu_seconds(call: Callable, device: str) -> float:
+    if device == "cpu":  # a dry run
+        return host_seconds(call, 1)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    call()
+    end.record()
+    end.synchronize()
+    calls = max(1, min(200, int(20 / max(begin.elapsed_time(end), 1e-3))))  # a replay of about 20 ms
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(calls):
+            call()
+    times = []
+    for _ in range(11):
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) / 1e3 / calls)
+    del graph
+    return statistics.median(times[1:])
+
+
+def host_seconds(call: Callable, calls: int = 200) -> float:
+    """Seconds of the host a call, the GPU's queue never full."""
+    for _ in range(3):
+        call()
+    times = []
+    for _ in range(1 if calls == 1 else 11):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        begin = time.perf_counter()
+        for _ in range(calls):
+            call()
+        times.append((time.perf_counter() - begin) / calls)
+    return statistics.median(times)
+
+
+# ---- the run ----
+
+
+def measure(elements: int, name: str, device: str, compile_too: bool) -> list[dict]:
+    case = Case(elements, DTYPES[name], device)
+    check(case)
+    providers = {"fastddpm": fused(case), "eager": plain(case)}
+    if compile_too:
+        torch.compiler.reset()
+        providers["torch.compile"] = plain(case, torch.compile)
+    moved = elements * case.x.element_size()
+    copy = 2 * moved / gpu_seconds(lambda: case.target.copy_(case.x), device)
+    rows = [{"stage": "copy", "provider": "device", "elements": elements, "dtype": name, "bytes_per_second": copy}]
+    for stage, accesses in ACCESSES.items():
+        for provider, stages in providers.items():
+            seconds = gpu_seconds(stages[stage], device)
+            row = {"stage": stage, "provider": provider, "elements": elements, "dtype": name, "gpu_seconds": seconds}
+            row["of_copy_bandwidth"] = accesses * moved / seconds / copy
+            rows.append(row)
+            print(f"{stage:16}{provider:16}2^{elements.bit_length() - 1:<4}{name:10}{seconds * 1e6:12.1f} us"
+                  f"{row['of_copy_bandwidth']:8.1%} of the copy's bandwidth", flush=True)  # fmt: skip
+    return rows
+
+
+def measure_host(device: str, compile_too: bool) -> list[dict]:
+    case = Case(1 << 14, torch.float32, device)
+    providers = {"fastddpm": fused(case), "eager": plain(case)}
+    if compile_too:
+        providers["torch.compile"] = plain(case, torch.compile)
+    rows = []
+    for stage in ACCESSES:
+        for provider, stages in providers.items():
+            seconds = host_seconds(stages[stage], 200 if device == "cuda" else 1)
+            rows.append({"stage": stage, "provider": provider, "host_seconds": seconds})
+            print(f"{stage:16}{provider:16}{seconds * 1e6:12.1f} us of the host", flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dry-run", action="store_true", help="walk through it on the CPU; write nothing")
+    dry = parser.parse_args().dry_run
+    device = "cpu" if dry else "cuda"
+    torch.manual_seed(0)
+    rows = [row for name in DTYPES for n in (SIZES[:1] if dry else SIZES) for row in measure(n, name, device, not dry)]
+    host = measure_host(device, not dry)
+    if dry:
+        return
+    properties = torch.cuda.get_device_properties(0)
+    report = {
+        "device": properties.name,
+        "memory_bytes": properties.total_memory,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "hip": torch.version.hip,
+        "triton": triton.__version__,
+        "sample": SAMPLE,
+        "gpu": rows,
+        "host": host,
+    }
+    path = Path(__file__).parent / "results" / f"{properties.name.replace(' ', '-')}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+# ruff: noqa: N803 (constexpr arguments are written in capitals)
+"""The ops on keys, and the noise alone (twins: kernels/cpu/library.cpp).
+
+    key[b] = (seed, subsequence + b);  advance: step += steps modulo 2^28, the step being bits 32..59 of the subsequence
+    t[b] = mulhi(w[0], T) of block 0 of sample b's key in stream 3;  randn: z[b, e], cast
+
+Moves: 16 bytes a sample; randn writes its output.
+"""
+
+import torch
+from torch import Tensor
+
+import triton
+import triton.language as tl
+
+from .. import reference
+from .philox import words
+from .tile import FLAGS, device_of, elements_of, memory_format, plan, tile, tile_normals
+
+_STEP_MASK = tl.constexpr(reference._STEP_MASK)
+_TIMESTEP_STREAM = tl.constexpr(reference._TIMESTEP_STREAM << 28)
+_BLOCK = 128  # samples a program
+
+
+@triton.jit(do_not_specialize=["seed", "subsequence", "batch"])
+def fill_key_kernel(key_ptr, seed: tl.int64, subsequence: tl.int64, batch, BLOCK: tl.constexpr):
+    sample = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = sample < batch
+    tl.store(key_ptr + sample * 2, tl.full((BLOCK,), seed, tl.int64), mask=mask)
+    tl.store(key_ptr + sample * 2 + 1, subsequence + sample, mask=mask)
+
+
+@triton.jit(do_not_specialize=["steps", "batch"])
+def advance_kernel(key_ptr, steps, batch, BLOCK: tl.constexpr):
+    """`steps` comes reduced modulo 2^28, so that its type never changes."""
+    sample = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = sample < batch
+    subsequence = tl.load(key_ptr + sample * 2 + 1, mask=mask)
+    step = ((subsequence >> 32) + steps) & _STEP_MASK
+    field = tl.full((BLOCK,), _STEP_MASK, tl.int64) << 32
+    tl.store(key_ptr + sample * 2 + 1, (subsequence & ~field) | (step << 32), mask=mask)
+
+
+@triton.jit(do_not_specialize=["num_timesteps", "batch"])
+def timesteps_kernel(t_ptr, key_ptr, num_timesteps, batch, BLOCK: tl.constexpr):
+    sample = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = sample < batch
+    seed, subsequence = tl.load(key_ptr + sample * 2, mask=mask), tl.load(key_ptr + sample * 2 + 1, mask=mask)
+    upper = ((subsequence >> 32) & _STEP_MASK) | _TIMESTEP_STREAM
+    subsequence = (upper << 32) | (subsequence & 0xFFFFFFFF)
+    zero = tl.zeros((BLOCK,), tl.uint32)
+    w0, _, _, _ = words(zero, zero, seed, subsequence)
+    tl.store(t_ptr + sample, tl.umulhi(w0, num_timesteps.to(tl.uint32)).to(tl.int64), mask=mask)
+
+
+@triton.jit
+def randn_kernel(out_ptr, key_ptr, elements, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
+    _, first, offsets, mask = tile(elements, CHANNELS, BLOCK)
+    z = tile_normals(key_ptr, elements, CHANNELS, BLOCK)
+    tl.store(out_ptr + first + offsets, z.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def fill_key_(key: Tensor, seed: int, subsequence: int) -> None:
+    _in_place(fill_key_kernel, key, seed, subsequence)
+
+
+def advance_(key: Tensor, steps: int) -> None:
+    _in_place(advance_kernel, key, steps & reference._STEP_MASK)
+
+
+def timesteps(key: Tensor, num_timesteps: int) -> Tensor:
+    t = key.new_empty(key.shape[0])
+    _over_samples(timesteps_kernel, key.shape[0], t, key.contiguous(), num_timesteps)
+    return t
+
+
+def _in_place(kernel, key: Tensor, *arguments) -> None:
+    rows = key.contiguous()  # the key itself, but for a strided view of one
+    _over_samples(kernel, len(key), rows, *arguments)
+    if rows is not key:
+        key.copy_(rows)
+
+
+def _over_samples(kernel, batch: int, first: Tensor, *arguments) -> None:
+    if batch:
+        with device_of(first):
+            kernel[(triton.cdiv(batch, _BLOCK),)](first, *arguments, batch, BLOCK=_BLOCK, num_warps=_BLOCK // 32)
+
+
+def randn_(out: Tensor, key: Tensor) -> None:
+    layout, channels = memory_format(out, key)
+    if out.numel() == 0:
+        return
+    target = out if out.is_contiguous(memory_format=layout) else torch.empty_like(out, memory_format=layout)
+    grid, block, warps = plan(out.shape[0], elements_of(out), channels)
+    with device_of(out):
+        randn_kernel[grid](target, key.contiguous(), elements_of(out), CHANNELS=channels, BLOCK=block, num_warps=warps, **FLAGS)
+    if target is not out:
+        out.copy_(target)

@@ -1,0 +1,185 @@
+# ruff: noqa: N803 (constexpr arguments are written in capitals)
+"""A program's tile: which elements it works on, their noise and their row, and how the host cuts a tensor into tiles.
+
+A program works on up to BLOCK elements that lie next to each other in one sample's memory, so that its accesses are 16
+bytes wide. With CHANNELS = 0 memory order is logical order. Otherwise (channels_last, noise from a key) a sample lies as
+[spatial, CHANNELS] and its element e = c * spatial + s: the tile is a run of positions with all their channels. Each
+channel's Philox blocks run along the positions, so that all four normals of a block are used, and a gather through shared
+memory brings the normals into memory order. A channel's first block may begin up to three positions before the tile, so
+each channel gets one block more. Without a key no order of elements matters, and channels_last is walked as CHANNELS = 0.
+"""
+
+import contextlib
+from functools import lru_cache
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import triton
+import triton.language as tl
+
+from .philox import four_normals
+
+# ---- on the device ----
+
+
+@triton.constexpr_function
+def positions_of(block, channels):
+    """Positions in a channels_last tile: a multiple of 8, so that tiles begin at 16 bytes in bfloat16 too."""
+    return (4 * (block // 4 // channels) - 3) // 8 * 8
+
+
+@triton.jit
+def _place(elements, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
+    """This program's sample, and its first element or, in channels_last, its first position."""
+    program = tl.program_id(0)
+    if CHANNELS == 0:
+        step: tl.constexpr = BLOCK
+        tiles = (elements - 1) // step + 1
+    else:
+        step: tl.constexpr = positions_of(BLOCK, CHANNELS)
+        tiles = (elements // CHANNELS - 1) // step + 1
+    sample = program // tiles
+    return sample.to(tl.int64), (program - sample * tiles) * step
+
+
+@triton.jit
+def tile(elements, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
+    """(sample, where in the tensors' memory the tile starts, offsets from there, mask)."""
+    sample, start = _place(elements, CHANNELS, BLOCK)
+    offsets = tl.arange(0, BLOCK)
+    if CHANNELS == 0:
+        first = sample * elements + start
+        mask = offsets < elements - start
+    else:
+        first = sample * elements + start * CHANNELS
+        length: tl.constexpr = positions_of(BLOCK, CHANNELS) * CHANNELS
+        mask = (offsets < elements - start * CHANNELS) & (offsets < length)
+    return sample, first, offsets, mask
+
+
+@triton.jit
+def tile_normals(key_ptr, elements, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
+    """float32 [BLOCK]: the normals of the tile's elements. Four neighbours in the logical order come of one Philox call."""
+    sample, start = _place(elements, CHANNELS, BLOCK)
+    seed, subsequence = tl.load(key_ptr + sample * 2), tl.load(key_ptr + sample * 2 + 1)
+    lane = tl.arange(0, BLOCK // 4)
+    if CHANNELS == 0:
+        # BLOCK is a power of two, so a tile's blocks never straddle 2^32: their upper half is one value
+        block = (start >> 2).to(tl.uint32) + lane.to(tl.uint32)
+        upper = (start.to(tl.int64) >> 34).to(tl.uint32)
+    else:
+        spatial = elements // CHANNELS
+        run: tl.constexpr = BLOCK // 4 // CHANNELS  # blocks a channel
+        block = ((lane // run * spatial + start) >> 2) + lane % run
+        upper = (block >> 32).to(tl.uint32) if block.dtype == tl.int64 else tl.zeros((BLOCK // 4,), tl.uint32)
+        block = block.to(tl.uint32)
+    z0, z1, z2, z3 = four_normals(block, upper, seed, subsequence)
+    z = tl.reshape(tl.join(tl.join(z0, z2), tl.join(z1, z3)), (BLOCK,))
+    if CHANNELS != 0:
+        offsets = tl.arange(0, BLOCK).to(tl.uint32)  # unsigned: a division by a constant is one multiplication
+        s = offsets // CHANNELS
+        c = offsets - s * CHANNELS
+        skipped = (c * (spatial & 3).to(tl.uint32)) & 3
+        index = (c * (4 * run) + s + skipped) & (BLOCK - 1)  # beyond the tile's end: anywhere inside it
+        z = tl.gather(z, index.to(tl.int32), 0)
+    return z
+
+
+@triton.jit
+def tile_noise(noise_ptr, elements, first, offsets, mask, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
+    """The tile's noise in float32: made from a key (int64), or read."""
+    if noise_ptr.dtype.element_ty == tl.int64:
+        z = tile_normals(noise_ptr, elements, CHANNELS, BLOCK)
+    else:
+        z = tl.load(noise_ptr + first + offsets, mask=mask).to(tl.float32)
+    return z
+
+
+@triton.jit
+def coefficient(rows_ptr, t, num_rows, COLUMN: tl.constexpr, COLUMNS: tl.constexpr):
+    """rows[t, COLUMN]. A t out of range reads nothing and gives NaN, which poisons its sample."""
+    return tl.load(rows_ptr + t * COLUMNS + COLUMN, mask=(t >= 0) & (t < num_rows), other=float("nan"))
+
+
+# ---- on the host ----
+
+# Elements a thread, by the tensor's elements: more of them amortise a program's scalar work, fewer fill the processors.
+_PER_THREAD = ((1 << 22, 32), (1 << 20, 16), (0, 8))
+_WARPS = (4, 2, 1)
+_PADDING = 1.125  # accept that many lanes for each element; beyond it try fewer warps
+_MAX_CHANNELS = 64  # wider channels_last data is copied: a tile would hold too few positions
+
+FLAGS = {"enable_fp_fusion": False}
+"""Compile options of every kernel: no contraction of a mul and an add into an fma that the contract does not name."""
+
+
+class Plan(NamedTuple):
+    grid: tuple[int]
+    block: int
+    num_warps: int
+
+
+@lru_cache(maxsize=1024)
+def plan(batch: int, elements: int, channels: int, size: int | None = None) -> Plan:
+    """How many programs of what size. `size` stands in for batch * elements where the cut must not depend on the batch."""
+    per_thread = next(n for at_least, n in _PER_THREAD if (batch * elements if size is None else size) >= at_least)
+    best, least = None, None
+    for warps in _WARPS:
+        block = 32 * warps * max(per_thread, triton.next_power_of_2(channels) // 2)
+        length = positions_of(block, channels) * channels if channels else block
+        tiles = max(1, -(-elements // length))
+        if least is None or tiles * block < least:
+            best, least = Plan((batch * tiles,), block, warps), tiles * block
+        if least <= _PADDING * elements:
+            break
+    return best
+
+
+def memory_format(x: Tensor, noise: Tensor | None) -> tuple[torch.memory_format, int]:
+    """The layout that a launch walks, x's where it can be, and its CHANNELS."""
+    if x.is_contiguous():
+        return torch.contiguous_format, 0
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
+    if last is None or not x.is_contiguous(memory_format=last):
+        return torch.contiguous_format, 0  # x is copied, and so is the result
+    if noise is None or noise.dtype != torch.int64:
+        return last, 0
+    return (last, x.shape[1]) if x.shape[1] <= _MAX_CHANNELS else (torch.contiguous_format, 0)
+
+
+def operand(x: Tensor | None, layout: torch.memory_format) -> Tensor | None:
+    """x itself where it lies in the launch's layout, a copy in that layout otherwise. A key is read as it is."""
+    if x is None:
+        return None
+    return x.contiguous() if x.dtype == torch.int64 else x.contiguous(memory_format=layout)
+
+
+def result(x: Tensor, layout: torch.memory_format) -> Tensor:
+    """Where a kernel writes what shall be like x: the result itself, but for a layout of x's that no launch walks."""
+    return torch.empty_like(x) if x.is_contiguous(memory_format=layout) else torch.empty_like(x, memory_format=layout)
+
+
+def like(out: Tensor, x: Tensor, layout: torch.memory_format) -> Tensor:
+    """What a kernel wrote, with the strides of `torch.empty_like(x)`, which the op's fake promises."""
+    return out if x.is_contiguous(memory_format=layout) else torch.empty_like(x).copy_(out)
+
+
+def per_sample(values: Tensor) -> tuple[Tensor, int]:
+    """One value a sample, or one for all, and the stride to read them with."""
+    if values.numel() == 1 or values.stride(0) == 0:
+        return values, 0
+    return values.contiguous(), 1
+
+
+def elements_of(x: Tensor) -> int:
+    return prod(x.shape[1:])
+
+
+def device_of(x: Tensor) -> contextlib.AbstractContextManager:
+    """Makes x's GPU the current one for a launch; free where it is already."""
+    if x.device.type != "cuda" or x.device.index == torch.cuda.current_device():
+        return contextlib.nullcontext()
+    return torch.cuda.device(x.device)

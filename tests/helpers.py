@@ -1,0 +1,129 @@
+"""What several test modules need: backends, layouts in memory, poisoned outputs, and what counts as right."""
+
+from contextlib import contextmanager
+
+import torch
+
+import fastddpm.autograd
+import fastddpm.functional
+import fastddpm.noise
+from fastddpm import _extension, reference
+
+INSTRUCTION_SETS: tuple[str, ...] = tuple(getattr(_extension.module, "isas", ()))
+"""What the C++ kernels can run on this CPU; empty where they are not built."""
+NOT_BUILT = f"the C++ kernels are not built: {_extension.reason}"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+@contextmanager
+def on_reference():
+    """The public functions, run on `reference` in place of the ops."""
+    users = (fastddpm.noise, fastddpm.functional, fastddpm.autograd)
+    ops = [user.ops for user in users]
+    for user in users:
+        user.ops = reference
+    try:
+        yield
+    finally:
+        for user, op in zip(users, ops, strict=True):
+            user.ops = op
+
+
+@contextmanager
+def poisoned():
+    """Fills every tensor that torch allocates without values with NaN: an element that a kernel leaves out shows."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.empty(1000).isnan().all()
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@contextmanager
+def threads(count):
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def values(*shape, dtype=torch.float32, seed=0):
+    """Test data in [-1, 1]-ish: another generator than the one under test."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).mul_(0.7).to(dtype)
+
+
+def spread(batch, num_timesteps=1000):
+    """Timesteps for a batch, both ends among them."""
+    return torch.linspace(0, num_timesteps - 1, batch).round().long()
+
+
+def same_bits(a, b):
+    """Equal shape, dtype and bits; a NaN equals a NaN."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    number = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+    return bool(((a.contiguous().view(number) == b.contiguous().view(number)) | (a.isnan() & b.isnan())).all())
+
+
+# ---- layouts: each holds the values of a contiguous [B, C, H, W] tensor in another order or place ----
+
+
+def _permuted(*order):
+    back = [order.index(i) for i in range(len(order))]
+    return lambda x: x.permute(order).contiguous().permute(back)
+
+
+def _every_second(x):
+    wide = torch.full((*x.shape[:-1], 2 * x.shape[-1]), 7.0, dtype=x.dtype)
+    wide[..., ::2] = x
+    return wide[..., ::2]
+
+
+def _off_by_one(x):
+    return torch.cat((x.new_full((1,), 7.0), x.flatten()))[1:].view(x.shape)
+
+
+def _padded_rows(x):
+    wide = torch.full((*x.shape[:-1], x.shape[-1] + 3), 7.0, dtype=x.dtype)
+    wide[..., : x.shape[-1]] = x
+    return wide[..., : x.shape[-1]]
+
+
+LAYOUTS = {
+    "contiguous": lambda x: x.contiguous(),
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "width_first": _permuted(0, 3, 1, 2),
+    "transposed_pixels": _permuted(0, 1, 3, 2),
+    "batch_last": _permuted(1, 2, 3, 0),
+    "every_second": _every_second,
+    "off_by_one": _off_by_one,
+    "padded_rows": _padded_rows,
+}
+
+
+# ---- what counts as right ----
+
+
+def assert_right(got, exact, plain):
+    """flash-attention's rule: an error against float64 of at most twice that of the plain eager formula, and an ulp.
+
+    Where the op's own arithmetic is float64 there is no truth above it: 256 ulps of the largest value are allowed.
+    """
+    assert got.isfinite().all()
+    error = (got.double() - exact).abs()
+    if got.dtype == torch.float64:
+        allowed = 256 * ulp(exact.abs().max(), got.dtype).expand_as(error)
+    else:
+        allowed = 2 * (plain.double() - exact).abs().max() + ulp(exact, got.dtype)
+    worst = (error - allowed).argmax()
+    message = f"error {error.flatten()[worst]} where {allowed.flatten()[worst]} is allowed"
+    assert bool((error <= allowed).all()), message
+
+
+def ulp(exact, dtype):
+    """The spacing of a dtype's numbers at each value."""
+    info = torch.finfo(dtype)
+    return exact.abs().clamp(min=info.tiny).log2().floor().exp2() * info.eps

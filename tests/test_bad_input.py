@@ -1,0 +1,259 @@
+"""Bad input is refused where it comes in: each error names the argument, what was expected and what was given."""
+
+import math
+
+import pytest
+import torch
+from helpers import values
+
+from fastddpm import (
+    GaussianDiffusion,
+    NoiseSchedule,
+    advance,
+    mse_loss,
+    noise_key,
+    q_sample,
+    q_step,
+    randn,
+    reverse_step,
+    samplers,
+    timesteps,
+)
+
+SCHEDULE = NoiseSchedule.linear(1000)
+ROWS = samplers.ddpm(SCHEDULE)
+X, KEY, T = values(4, 3, 5, 5), noise_key(1, 2, 4), torch.tensor([0, 1, 500, 999])
+META = torch.device("meta")
+
+
+def loss(**changed):
+    arguments = {"model_output": X, "t": T, "schedule": SCHEDULE, "noise": KEY, "x_0": X, "prediction_type": "v_prediction"}
+    return mse_loss(**{**arguments, **changed})
+
+
+def step(**changed):
+    return reverse_step(**{"model_output": X, "x_t": X, "i": T, "rows": ROWS, "noise": KEY, **changed})
+
+
+def sample(**changed):
+    return q_sample(**{"x_0": X, "t": T, "schedule": SCHEDULE, "noise": KEY, **changed})
+
+
+def one_step(**changed):
+    return q_step(**{"x_prev": X, "t": T, "schedule": SCHEDULE, "noise": KEY, **changed})
+
+
+FLOATING = "expected a float32, bfloat16, float16 or float64 tensor"
+SHAPES = r"expected {}'s shape \[4, 3, 5, 5\], got \[4, 3, 5\]"
+INDEX = r"expected an int32 or int64 tensor \[B\].*, got"
+ROWS_OF_KEY = r"noise: expected a key of 4 rows \(the batch of {}\), got 3"
+CASES = {
+    # the data
+    "x_0 of integers": (lambda: sample(x_0=X.long()), TypeError, rf"x_0: {FLOATING} \[B, \.\.\.\], got int64 \[4, 3, 5, 5\]"),
+    "x_0 of booleans": (lambda: sample(x_0=X > 0), TypeError, rf"x_0: {FLOATING} .*got bool"),
+    "x_0 complex": (lambda: sample(x_0=X + 0j), TypeError, rf"x_0: {FLOATING} .*got complex64"),
+    "x_0 no tensor": (lambda: sample(x_0=X.tolist()), TypeError, rf"x_0: {FLOATING} .*got list"),
+    "x_0 a scalar": (lambda: sample(x_0=torch.tensor(1.0)), TypeError, rf"x_0: {FLOATING} .*got float32 \[\]"),
+    "x_prev of integers": (lambda: one_step(x_prev=X.int()), TypeError, rf"x_prev: {FLOATING} .*got int32"),
+    "output of integers": (lambda: loss(model_output=X.long()), TypeError, rf"model_output: {FLOATING} .*got int64"),
+    "output None": (lambda: step(model_output=None), TypeError, rf"model_output: {FLOATING}, got NoneType"),
+    "output of another shape": (lambda: step(model_output=X[..., 0]), ValueError, "model_output: " + SHAPES.format("x_t")),
+    "output of another batch": (lambda: step(model_output=X[:2]), ValueError, r"model_output: .*got \[2, 3, 5, 5\]"),
+    "output elsewhere": (lambda: step(model_output=X.to(META)), ValueError, "model_output: .*device cpu, got meta"),
+    "x_t of integers": (lambda: step(x_t=X.long()), TypeError, rf"x_t: {FLOATING} .*got int64"),
+    "loss x_0 of another shape": (lambda: loss(x_0=X[..., 0]), ValueError, "x_0: " + SHAPES.format("model_output")),
+    "loss x_0 elsewhere": (lambda: loss(x_0=X.to(META)), ValueError, "x_0: expected model_output's device cpu, got meta"),
+    "loss x_0 of integers": (lambda: loss(x_0=X.long()), TypeError, f"x_0: {FLOATING}, got int64"),
+    "loss x_0 missing": (lambda: loss(x_0=None), ValueError, "x_0: expected a tensor for .*'v_prediction', got None"),
+    "loss x_t of another shape": (
+        lambda: loss(x_t=X[..., 0], prediction_type="previous"),
+        ValueError,
+        "x_t: " + SHAPES.format("model_output"),
+    ),
+    "epsilon with an x_0 of another shape": (
+        lambda: loss(x_0=X[:, :1], prediction_type="epsilon"),
+        ValueError,
+        r"x_0: expected model_output's shape \[4, 3, 5, 5\], got \[4, 1, 5, 5\]",
+    ),
+    # t
+    "t of floats": (lambda: sample(t=T.float()), TypeError, rf"t: {INDEX} float32 \[4\] on cpu"),
+    "t a float": (lambda: sample(t=5.0), TypeError, f"t: {INDEX} float"),
+    "t a bool": (lambda: sample(t=True), TypeError, f"t: {INDEX} bool"),
+    "t of bytes": (lambda: sample(t=T.to(torch.uint8)), TypeError, f"t: {INDEX} uint8"),
+    "t a list": (lambda: loss(t=[0, 1, 2, 3]), TypeError, f"t: {INDEX} list"),
+    "t None": (lambda: loss(t=None), TypeError, f"t: {INDEX} NoneType"),
+    "t of another batch": (lambda: sample(t=T[:3]), ValueError, r"t: expected shape \[4\] .*, got \[3\]"),
+    "t of two dimensions": (lambda: sample(t=T[:, None]), ValueError, r"t: expected shape \[4\] .*, got \[4, 1\]"),
+    "t elsewhere": (lambda: sample(t=T.to(META)), ValueError, "t: expected the data's device cpu, got meta"),
+    "t too large": (lambda: sample(t=T + 1), IndexError, r"t: expected 0 \.\. 999, got 1000"),
+    "t negative": (lambda: loss(t=T - 1), IndexError, r"t: expected 0 \.\. 999, got -1"),
+    "t an int too large": (lambda: sample(t=1000), IndexError, r"t: expected 0 \.\. 999, got 1000"),
+    "t an int negative": (lambda: one_step(t=-1), IndexError, r"t: expected 0 \.\. 999, got -1"),
+    "i of floats": (lambda: step(i=T.double()), TypeError, rf"i: {INDEX} float64 \[4\]"),
+    "i an int too large": (lambda: step(i=1000), IndexError, r"i: expected 0 \.\. 999, got 1000"),
+    "i too large": (lambda: step(i=T + 1), IndexError, r"expected 0 \.\. 999, got 1000"),
+    # the noise
+    "key of another batch": (lambda: sample(noise=KEY[:3]), ValueError, ROWS_OF_KEY.format("x_0")),
+    "loss key of another batch": (lambda: loss(noise=KEY[:3]), ValueError, ROWS_OF_KEY.format("model_output")),
+    "step key of another batch": (lambda: step(noise=KEY[:3]), ValueError, ROWS_OF_KEY.format("x_t")),
+    "key of one row": (lambda: sample(noise=KEY[:1]), ValueError, "noise: expected a key of 4 rows .*, got 1"),
+    "key elsewhere": (lambda: sample(noise=KEY.to(META)), ValueError, "noise: expected x_0's device cpu, got meta"),
+    "key of three columns": (
+        lambda: sample(noise=torch.zeros(4, 3, dtype=torch.int64)),
+        TypeError,
+        r"noise: expected an int64 key \[4, 2\] from noise_key.*, got int64 \[4, 3\]",
+    ),
+    "noise of another shape": (lambda: sample(noise=X[..., 0]), ValueError, "noise: " + SHAPES.format("x_0")),
+    "noise of int32": (lambda: sample(noise=KEY.int()), TypeError, f"noise: {FLOATING}, got int32"),
+    "noise a seed": (lambda: sample(noise=42), TypeError, f"noise: {FLOATING}, got int"),
+    "noise elsewhere": (lambda: sample(noise=X.to(META)), ValueError, "noise: expected x_0's device cpu, got meta"),
+    "noise that wants a gradient": (
+        lambda: sample(noise=X.clone().requires_grad_()),
+        ValueError,
+        "noise: expected a tensor that does not require grad",
+    ),
+    "loss without noise": (lambda: loss(noise=None), ValueError, "noise: expected a key or a tensor for .*, got None"),
+    # names
+    "prediction type": (
+        lambda: loss(prediction_type="eps"),
+        ValueError,
+        "prediction_type: expected one of .*'epsilon'.*got 'eps'",
+    ),
+    "reduction": (lambda: loss(reduction="max"), ValueError, "reduction: expected one of 'none', 'mean', 'sum', got 'max'"),
+    "weight name": (lambda: loss(weight="snr"), ValueError, "weight: expected one of .*'min_snr', got 'snr'"),
+    "weight of another length": (
+        lambda: loss(weight=torch.ones(999)),
+        ValueError,
+        r"weight: expected None, 'min_snr' or a floating \[1000\] table, got float32 \[999\]",
+    ),
+    "weight of integers": (lambda: loss(weight=torch.ones(1000).long()), ValueError, "weight: expected .*got int64"),
+    "weight a number": (lambda: loss(weight=2.0), ValueError, "weight: expected .*got float"),
+    "weight elsewhere": (lambda: loss(weight=torch.ones(1000, device=META)), ValueError, "weight: .*device cpu, got meta"),
+    "rows a schedule": (
+        lambda: step(rows=SCHEDULE),
+        TypeError,
+        r"rows: expected the StepRows of a sampler .*got NoiseSchedule",
+    ),
+    "schedule betas": (lambda: sample(schedule=SCHEDULE.betas), TypeError, "schedule: expected a NoiseSchedule, got float64"),
+    "loss schedule": (lambda: loss(schedule=ROWS), TypeError, "schedule: expected a NoiseSchedule, got StepRows"),
+    "variance type": (lambda: samplers.ddpm(SCHEDULE, variance_type="learned"), ValueError, "variance_type: .*got 'learned'"),
+    "clip range": (lambda: samplers.ddpm(SCHEDULE, clip_range=0), ValueError, "clip_range: expected a value above 0, got 0"),
+    "clip range NaN": (lambda: samplers.ddpm(SCHEDULE, clip_range=math.nan), ValueError, "clip_range: .*got nan"),
+    # epsilon at zero terminal SNR
+    "epsilon without signal": (
+        lambda: loss(schedule=SCHEDULE.zero_terminal_snr(), prediction_type="epsilon"),
+        ValueError,
+        "prediction_type: expected 'v_prediction' or 'sample' on a schedule of zero terminal SNR, got 'epsilon'",
+    ),
+    # keys
+    "step negative": (lambda: noise_key(0, -1), ValueError, r"step: expected 0 <= step < 2\^28, got -1"),
+    "step too large": (lambda: noise_key(0, 1 << 28), ValueError, r"step: expected 0 <= step < 2\^28, got 268435456"),
+    "step a float": (lambda: noise_key(0, 1.5), TypeError, "step: expected an int, got float"),
+    "sample too large": (
+        lambda: noise_key(0, 0, 2, 2**32 - 1),
+        ValueError,
+        r"first_sample: .*2\^32 - 1, got 4294967295 with 2",
+    ),
+    "sample negative": (lambda: noise_key(0, 0, 2, -1), ValueError, "first_sample: expected .*, got -1"),
+    "sample a float": (lambda: noise_key(0, 0, 2, 0.5), TypeError, "first_sample: expected an int, got float"),
+    "batch negative": (lambda: noise_key(0, 0, -1), ValueError, "batch_size: expected 0 or more, got -1"),
+    "batch a float": (lambda: noise_key(0, 0, 2.0), TypeError, "batch_size: expected an int, got float"),
+    "stream too large": (lambda: noise_key(0, stream=16), ValueError, "stream: expected 0 <= stream < 16, got 16"),
+    "seed a float": (lambda: noise_key(1.5), TypeError, r"seed: expected an int or an integer tensor \[B\], got float"),
+    "seeds of floats": (lambda: noise_key(X[0, 0, 0]), TypeError, r"seed: expected .*, got float32 \[5\]"),
+    "seeds of two dimensions": (lambda: noise_key(KEY), TypeError, r"seed: expected .*, got int64 \[4, 2\]"),
+    "seeds of another batch": (lambda: noise_key(T, 0, 3), ValueError, r"batch_size: expected 4 .*, got 3"),
+    "seeds and a sample too large": (lambda: noise_key(T, first_sample=2**32), ValueError, "first_sample: .*got 4294967296"),
+    "randn key": (lambda: randn(T, (4, 3)), TypeError, r"key: expected an int64 key \[B, 2\] from noise_key, got int64 \[4\]"),
+    "randn shape": (lambda: randn(KEY, (3, 4)), ValueError, r"shape: expected a first size of 4 .*, got \(3, 4\)"),
+    "randn no shape": (lambda: randn(KEY, ()), ValueError, r"shape: expected a first size of 4 .*, got \(\)"),
+    "randn dtype": (lambda: randn(KEY, (4, 3), torch.int32), TypeError, "dtype: expected float32, .*, got torch.int32"),
+    "timesteps key": (lambda: timesteps(X, 10), TypeError, r"key: expected an int64 key .*, got float32 \[4, 3, 5, 5\]"),
+    "timesteps none": (lambda: timesteps(KEY, 0), ValueError, r"num_timesteps: expected 1 <= T < 2\^31, got 0"),
+    "timesteps too many": (lambda: timesteps(KEY, 2**31), ValueError, r"num_timesteps: expected .*, got 2147483648"),
+    "advance key": (lambda: advance(T), TypeError, r"key: expected an int64 key .*, got int64 \[4\]"),
+    "advance too far": (lambda: advance(KEY.clone(), 2**28), OverflowError, r"steps: expected .*2\^28.*, got 268435456"),
+    # the schedule (all of its errors: test_schedule.py)
+    "betas NaN": (lambda: NoiseSchedule.from_betas([0.1, math.nan]), ValueError, r"betas: .*\(0, 1\], got nan at index 1"),
+    "betas too large": (lambda: NoiseSchedule.from_betas([1.5]), ValueError, r"betas: .*\(0, 1\], got 1.5 at index 0"),
+    "no steps": (lambda: NoiseSchedule.linear(0), ValueError, "num_timesteps: expected an int of 1 or more, got 0"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input(case):
+    call, error, message = CASES[case]
+    with pytest.raises(error, match=message):
+        call()
+
+
+# ---- GaussianDiffusion ----
+
+
+def identity(x, t):
+    return x
+
+
+DIFFUSION_CASES = {
+    "schedule": (lambda: GaussianDiffusion(SCHEDULE.betas), TypeError, "schedule: expected a NoiseSchedule, got float64"),
+    "prediction type": (lambda: GaussianDiffusion(SCHEDULE, "eps"), ValueError, "prediction_type: .*, got 'eps'"),
+    "variance type": (lambda: GaussianDiffusion(SCHEDULE, variance_type="x"), ValueError, "variance_type: .*, got 'x'"),
+    "loss": (lambda: GaussianDiffusion(SCHEDULE, loss="l1"), ValueError, "loss: expected one of 'mse'.*, got 'l1'"),
+    "data": (lambda: GaussianDiffusion(SCHEDULE).training_loss(identity, X.long(), KEY), TypeError, "x_0: .*got int64"),
+    "key": (
+        lambda: GaussianDiffusion(SCHEDULE).training_loss(identity, X, X),
+        TypeError,
+        r"key: expected an int64 key \[B, 2\] from noise_key, got float32",
+    ),
+    "key of another batch": (
+        lambda: GaussianDiffusion(SCHEDULE).training_loss(identity, X, KEY[:3]),
+        ValueError,
+        r"key: expected .*4 .*, got 3",
+    ),
+    "key of one row": (
+        lambda: GaussianDiffusion(SCHEDULE).training_loss(identity, X, KEY[:1]),
+        ValueError,
+        r"key: expected .*4 .*, got 1",
+    ),
+    "output of another shape": (
+        lambda: GaussianDiffusion(SCHEDULE).training_loss(lambda x, t: torch.cat((x, x), 1), X, KEY),
+        ValueError,
+        r"expected .*shape \[4, \d, 5, 5\], got \[4, \d, 5, 5\]",
+    ),
+    "output no tensor": (
+        lambda: GaussianDiffusion(SCHEDULE).training_loss(lambda x, t: (x,), X, KEY),
+        TypeError,
+        r"model: expected a tensor, or an object whose .sample is one, got tuple",
+    ),
+    "reduction": (
+        lambda: GaussianDiffusion(SCHEDULE).training_loss(identity, X, KEY, reduction="max"),
+        ValueError,
+        "reduction: .*, got 'max'",
+    ),
+    "sampler": (
+        lambda: GaussianDiffusion(SCHEDULE).sample(identity, (2, 3), "euler3"),
+        ValueError,
+        "sampler: .*, got 'euler3'",
+    ),
+    "steps": (lambda: GaussianDiffusion(SCHEDULE).sample(identity, (2, 3), steps=1001), ValueError, "steps: .*, got 1001"),
+    "shape": (lambda: GaussianDiffusion(SCHEDULE).sample(identity, ()), ValueError, r"shape: expected \(B, \.\.\.\), got \(\)"),
+    "seeds of another batch": (
+        lambda: GaussianDiffusion(SCHEDULE).sample(identity, (3, 2), seed=torch.tensor([1, 2])),
+        ValueError,
+        "batch_size: expected 2 .*, got 3",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DIFFUSION_CASES)
+def test_bad_input_of_gaussian_diffusion(case):
+    call, error, message = DIFFUSION_CASES[case]
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_what_is_not_used_is_not_checked():
+    """A sample-predicting loss makes no noise, and a v-predicting one needs no x_t."""
+    assert loss(prediction_type="sample", noise=None).shape == ()
+    with torch.no_grad():
+        assert sample(noise=X.clone().requires_grad_()).shape == X.shape

@@ -1,0 +1,334 @@
+"""Gradients are right: gradcheck in float64 on the ops themselves, autograd through the plain formula in float32, and what
+a training loop does to them: reductions, upstream gradients, a second backward, loss scaling, changes in place."""
+
+import itertools
+import re
+import weakref
+
+import plain
+import pytest
+import torch
+from helpers import LAYOUTS, assert_right, poisoned, same_bits, spread, values
+from torch.autograd import gradcheck, gradgradcheck
+
+from fastddpm import NoiseSchedule, advance, autograd, mse_loss, noise_key, q_sample, q_step, randn, reverse_step, samplers
+from fastddpm.schedule import PREDICTION_TYPES
+
+SCHEDULE = NoiseSchedule.linear(1000)
+SHAPE = (3, 2, 3, 3)
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+REDUCTIONS = ("mean", "sum", "none")
+wide = {"dtype": torch.float64}
+
+
+def leaf(*shape, seed=0, **kwargs):
+    return values(*shape, seed=seed, **kwargs).requires_grad_()
+
+
+# ---- gradcheck ----
+
+
+@pytest.mark.parametrize("function", [q_sample, q_step])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "every_second"])
+def test_gradcheck_noising(function, layout):
+    x, t, key = leaf(*SHAPE, **wide), spread(3), noise_key(1, 2, 3)
+    assert gradcheck(lambda x: function(LAYOUTS[layout](x), t, SCHEDULE, key), x)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_gradcheck_mse_loss(prediction_type, reduction):
+    out, x_0, t, key = leaf(*SHAPE, **wide), values(*SHAPE, seed=1, **wide), spread(3), noise_key(1, 2, 3)
+    weight = None if prediction_type == "previous" else "min_snr"
+    kwargs = {"x_0": x_0, "prediction_type": prediction_type, "weight": weight, "reduction": reduction}
+    assert gradcheck(lambda out: mse_loss(out, t, SCHEDULE, key, **kwargs), out)
+
+
+@pytest.mark.parametrize("function", [autograd.mse_loss, autograd.MseLoss.apply], ids=["in_forward", "in_backward"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "every_second"])
+def test_gradcheck_both_ways_to_a_loss_gradient(function, layout):
+    """One is eager float32's on a CPU, the other everyone else's."""
+    out, x_0, t, key = leaf(*SHAPE, **wide), values(*SHAPE, seed=1, **wide), spread(3), noise_key(1, 2, 3)
+    others = (key, x_0, None, t, SCHEDULE.mse_rows("v_prediction", "min_snr", t.device, torch.float64))
+    for reduction in range(3):
+        assert gradcheck(lambda x, r=reduction: function(LAYOUTS[layout](x), *others, r), out)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize("wanted", ["x_prev", "x_0", "both"])
+def test_gradcheck_reverse_step(prediction_type, clip, wanted):
+    """No value of x_0_hat lies within the finite difference of the clamp."""
+    out, x, t, key = leaf(*SHAPE, **wide), leaf(*SHAPE, seed=1, **wide), torch.tensor([0, 200, 400]), noise_key(1, 2, 3)
+    rows = plain.ddpm_rows(SCHEDULE, prediction_type, "fixed_small", clip)
+    chosen = {"x_prev": slice(0, 1), "x_0": slice(1, 2), "both": slice(0, 2)}[wanted]
+    assert gradcheck(lambda out, x: reverse_step(out, x, t, rows, key)[chosen], (out, x))
+
+
+@pytest.mark.parametrize("which", ["out", "x_t"])
+def test_gradcheck_reverse_step_in_one_input(which):
+    out, x, t, key = values(*SHAPE, **wide), values(*SHAPE, seed=1, **wide), spread(3), noise_key(1, 2, 3)
+    rows = samplers.ddpm(SCHEDULE)
+    variable = (out if which == "out" else x).requires_grad_()
+    assert gradcheck(lambda _: reverse_step(out, x, t, rows, key, return_x_0=False)[0], variable)
+
+
+# ---- against autograd through the plain formula ----
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("function", [q_sample, q_step])
+def test_noising_gradient_is_the_plain_formulas(function, dtype):
+    shape, t, key = (5, 3, 7, 5), spread(5), noise_key(1, 2, 5)
+    upstream, z = values(*shape, dtype=dtype, seed=3), randn(key, shape)
+    formula = getattr(plain, function.__name__)
+
+    def gradient_of(call, d):
+        x = leaf(*shape, dtype=dtype).detach().to(d).requires_grad_()
+        return torch.autograd.grad(call(x, d), x, upstream.to(d))[0]
+
+    with poisoned():
+        got = gradient_of(lambda x, d: function(x, t, SCHEDULE, key), dtype)
+    exact, eager = (gradient_of(lambda x, d: formula(x, t, SCHEDULE, z, d), d) for d in (torch.float64, dtype))
+    assert got.dtype == dtype
+    assert_right(got, exact, eager)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize(("prediction_type", "clip"), list(itertools.product(PREDICTION_TYPES, (None, 0.6))))
+def test_reverse_gradient_is_the_plain_formulas(prediction_type, clip, dtype):
+    """Both outputs at once. Where rounding decides whether the clamp is on, the two sides may differ: left out."""
+    shape, t, key = (4, 3, 7, 5), torch.tensor([0, 10, 300, 500]), noise_key(1, 2, 4)
+    rows = plain.ddpm_rows(SCHEDULE, prediction_type, "fixed_large", clip)
+    upstream = [values(*shape, dtype=dtype, seed=s) for s in (3, 4)]
+    out, x = values(*shape, dtype=dtype), values(*shape, dtype=dtype, seed=1)
+    edge = (plain.x_0_hat(out, x, t, SCHEDULE, prediction_type, torch.float64).abs() - (clip or torch.inf)).abs() < 0.1
+
+    def gradients_of(call, d):
+        inputs = [v.detach().to(d).requires_grad_() for v in (out, x)]
+        return torch.autograd.grad(call(*inputs, d), inputs, [u.to(d) for u in upstream])
+
+    def formula(o, x, d):
+        return plain.reverse_step(o, x, t, SCHEDULE, randn(key, shape), prediction_type, "fixed_large", clip, d)
+
+    with poisoned():
+        got = gradients_of(lambda o, x, d: reverse_step(o, x, t, rows, key), dtype)
+    for mine, exact, eager in zip(got, gradients_of(formula, torch.float64), gradients_of(formula, dtype), strict=True):
+        assert mine.dtype == dtype
+        assert_right(mine[~edge], exact[~edge], eager[~edge])
+
+
+def test_the_clamp_lets_gradients_through_up_to_its_bound():
+    """As torch.clamp: at the bound too, not beyond it, and through a NaN."""
+    out = torch.tensor([[-2.0, -1.0, -0.5, 0.5, 1.0, 2.0, torch.nan]], requires_grad=True)
+    _, x_0 = reverse_step(out, torch.zeros(1, 7), 5, samplers.ddpm(SCHEDULE, "sample"))
+    x_0.sum().backward()
+    same = out.detach().clone().requires_grad_()
+    same.clamp(-1, 1).sum().backward()
+    assert torch.equal(out.grad[:, :6], same.grad[:, :6]) and out.grad[0].tolist()[:6] == [0, 1, 1, 1, 1, 0]
+
+
+# ---- upstream gradients and reductions ----
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, torch.float64], ids=str)
+def test_reductions_scale_the_gradient_as_torch_does(dtype):
+    out, t, key = leaf(8, 3, 5, dtype=dtype), spread(8), noise_key(1, 2, 8)
+    by_hand = {"mean": torch.mean, "sum": torch.sum}
+    for reduction, reduce in by_hand.items():
+        got = torch.autograd.grad(3 * mse_loss(out, t, SCHEDULE, key, reduction=reduction), out)[0]
+        none = mse_loss(out, t, SCHEDULE, key, reduction="none")
+        expected = torch.autograd.grad(3 * reduce(none), out)[0]
+        torch.testing.assert_close(got, expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-7)
+
+
+@pytest.mark.parametrize("upstream", [1.0, -2.5, 0.0, 65536.0])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "every_second"])
+def test_the_upstream_gradient_scales_the_gradient(upstream, layout):
+    out, t, key = LAYOUTS[layout](values(3, 2, 4, 4)).requires_grad_(), spread(3), noise_key(1, 2, 3)
+    one = torch.autograd.grad(mse_loss(out, t, SCHEDULE, key), out)[0]
+    scaled = torch.autograd.grad(mse_loss(out, t, SCHEDULE, key), out, torch.tensor(upstream))[0]
+    torch.testing.assert_close(scaled, upstream * one, rtol=1e-6, atol=0)
+
+
+def test_an_upstream_gradient_of_its_own_for_each_sample():
+    out, t, key = leaf(6, 4099), spread(6), noise_key(1, 2, 6)
+    upstream = torch.tensor([1.0, 0.0, -3.0, 1.0, 0.5, 2.0])
+    one = torch.autograd.grad(mse_loss(out, t, SCHEDULE, key, reduction="none"), out, torch.ones(6))[0]
+    for given in (upstream, upstream.repeat_interleave(2)[::2], torch.full((1,), 0.25).expand(6)):
+        got = torch.autograd.grad(mse_loss(out, t, SCHEDULE, key, reduction="none"), out, given)[0]
+        torch.testing.assert_close(got, given[:, None] * one, rtol=1e-6, atol=0)
+
+
+def test_float16_gradients_do_not_underflow_before_the_loss_scale():
+    """Of a mean over half a million elements every gradient is below float16's least; with a loss scale of 65536 none is."""
+    shape, t, key = (8, 65536), spread(8), noise_key(1, 2, 8)
+    out = leaf(*shape, dtype=torch.float16)
+    (65536 * mse_loss(out, t, SCHEDULE, key)).backward()
+    exact = 65536 * 2 * (out.detach().double() - randn(key, shape).double()) / (8 * 65536)
+    assert_right(out.grad, exact, exact.half())
+    assert float((out.grad == 0).double().mean()) < 1e-4
+
+
+# ---- what loops do ----
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, torch.float64], ids=str)
+@pytest.mark.parametrize("upstream", [1.0, 0.37])
+def test_a_second_backward_gives_the_same_bits(dtype, upstream):
+    out, t, key, x_0 = leaf(3, 2, 5, 5, dtype=dtype), spread(3), noise_key(1, 2, 3), values(3, 2, 5, 5, seed=1)
+    loss = mse_loss(out, t, SCHEDULE, key, x_0, prediction_type="v_prediction", weight="min_snr") * upstream
+    first, second, third = (torch.autograd.grad(loss, out, retain_graph=True)[0].clone() for _ in range(3))
+    assert same_bits(first, second) and same_bits(first, third)
+
+
+def test_a_second_backward_leaves_the_first_gradient_alone():
+    out, t, key = leaf(3, 33), spread(3), noise_key(1, 2, 3)
+    loss = mse_loss(out, t, SCHEDULE, key)
+    (first,) = torch.autograd.grad(loss, out, torch.tensor(2.0), retain_graph=True)
+    before = first.clone()
+    torch.autograd.grad(loss, out, torch.tensor(5.0))
+    assert same_bits(first, before)
+
+
+def test_gradients_accumulate():
+    out, t, key = leaf(3, 33), spread(3), noise_key(1, 2, 3)
+    loss = mse_loss(out, t, SCHEDULE, key)
+    (one,) = torch.autograd.grad(loss, out, retain_graph=True)
+    one = one.clone()
+    loss.backward(retain_graph=True)
+    loss.backward(retain_graph=True)
+    mse_loss(out, t, SCHEDULE, key).backward()
+    torch.testing.assert_close(out.grad, 3 * one, rtol=1e-6, atol=0)
+
+
+CHANGED_IN_PLACE = "modified by an inplace operation|changed in place"
+
+
+def right_or_refused(loss, weight, expected):
+    """The gradient of the loss as it was, or an error: never another gradient."""
+    try:
+        (grad,) = torch.autograd.grad(loss, weight, retain_graph=True)
+    except RuntimeError as error:
+        assert re.search(CHANGED_IN_PLACE, str(error))
+    else:
+        assert same_bits(grad, expected)
+
+
+@pytest.mark.parametrize("changed", ["model_output", "x_0", "t", "noise", "key", "advance"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
+def test_an_input_changed_in_place_gives_no_wrong_gradient(changed, dtype):
+    """Neither in the first backward nor in a second one."""
+    weight = leaf(3, 33, dtype=dtype)
+    inputs = {"model_output": weight * 1, "t": spread(3) // 2, "x_0": values(3, 33, dtype=dtype)}
+    inputs["noise"] = values(3, 33, seed=2) if changed == "noise" else noise_key(1, 2, 3)
+
+    def loss_now():
+        return mse_loss(**inputs, schedule=SCHEDULE, prediction_type="v_prediction")
+
+    (expected,) = torch.autograd.grad(loss_now(), weight, retain_graph=True)
+    twice, once = loss_now(), loss_now()
+    torch.autograd.grad(twice, weight, retain_graph=True)
+    if changed == "advance":
+        advance(inputs["noise"])
+    else:
+        inputs["noise" if changed == "key" else changed].detach().add_(1)
+    right_or_refused(once, weight, expected)
+    right_or_refused(twice, weight, expected)
+    assert not torch.equal(torch.autograd.grad(loss_now(), weight)[0], expected), "the change changed nothing"
+
+
+def test_a_loss_that_is_kept_keeps_nothing_else():
+    """Its backward lets go of the network's output and of the data, as torch's own losses do."""
+    weight, x_0 = leaf(3, 33), values(3, 33)
+    out = weight * 1
+    kept = [weakref.ref(out), weakref.ref(x_0)]
+    loss = mse_loss(out, spread(3), SCHEDULE, noise_key(1, 2, 3), x_0, prediction_type="v_prediction")
+    del out, x_0
+    loss.backward()
+    assert loss.isfinite() and not any(ref() is not None for ref in kept)
+
+
+def test_a_reverse_steps_input_changed_in_place_is_an_error():
+    weight = leaf(3, 33)
+    out, x = weight * 1, values(3, 33, seed=1)
+    x_prev, _ = reverse_step(out, x, 5, samplers.ddpm(SCHEDULE), noise_key(1, 2, 3))
+    x.add_(1)
+    with pytest.raises(RuntimeError, match=CHANGED_IN_PLACE):
+        x_prev.sum().backward()
+
+
+def test_gradgradcheck_mse_loss():
+    """The loss that autograd sees most has a second derivative too (a gradient penalty wants one)."""
+    out, t, key = leaf(3, 5, **wide), spread(3), noise_key(1, 2, 3)
+    for reduction in REDUCTIONS:
+        assert gradgradcheck(lambda out, r=reduction: mse_loss(out, t, SCHEDULE, key, reduction=r), out)
+
+
+def test_other_second_derivatives_are_refused():
+    """Not zero in silence."""
+    out = leaf(3, 33)
+    for result in (
+        mse_loss(out.bfloat16(), spread(3), SCHEDULE, noise_key(1, 2, 3)),
+        q_sample(out, spread(3), SCHEDULE, noise_key(1, 2, 3)).square().sum(),
+        reverse_step(out, out, 5, samplers.ddpm(SCHEDULE))[0].square().sum(),
+    ):
+        (grad,) = torch.autograd.grad(result, out, torch.ones((), requires_grad=True), create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            grad.sum().backward()
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_without_gradients_nothing_is_recorded(context):
+    out, t, key = leaf(3, 33), spread(3), noise_key(1, 2, 3)
+    with context():
+        quiet = mse_loss(out, t, SCHEDULE, key), q_sample(out, t, SCHEDULE, key), *reverse_step(out, out, 5, ROWS, key)
+    plain_inputs = out.detach()
+    unasked = mse_loss(plain_inputs, t, SCHEDULE, key), q_sample(plain_inputs, t, SCHEDULE, key)
+    assert not any(result.requires_grad for result in (*quiet, *unasked))
+    recorded = mse_loss(out, t, SCHEDULE, key), q_sample(out, t, SCHEDULE, key)
+    for a, b, c in zip(quiet, unasked, recorded, strict=False):
+        assert same_bits(a, b) and same_bits(a, c.detach())
+
+
+ROWS = samplers.ddpm(SCHEDULE)
+
+
+def test_x_0_left_out_needs_no_gradient():
+    out = leaf(3, 33)
+    x_prev, nothing = reverse_step(out, out, 5, ROWS, noise_key(1, 2, 3), return_x_0=False)
+    (grad,) = torch.autograd.grad(x_prev.sum(), out)
+    both, _ = reverse_step(out, out, 5, ROWS, noise_key(1, 2, 3))
+    assert nothing is None and same_bits(grad, torch.autograd.grad(both.sum(), out)[0])
+
+
+def test_only_the_gradients_asked_for_are_given():
+    out, x_0 = leaf(3, 33), leaf(3, 33, seed=1)
+    loss = mse_loss(out, 5, SCHEDULE, x_0=x_0, prediction_type="sample")
+    loss.backward()
+    assert out.grad is not None and x_0.grad is None
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_the_gradient_lies_in_memory_as_its_input(layout):
+    out = LAYOUTS[layout](values(2, 3, 4, 4)).requires_grad_()
+    for result in (
+        mse_loss(out, 5, SCHEDULE, noise_key(1, 2, 2)),
+        reverse_step(out, out.detach(), 5, ROWS)[0].square().sum(),
+    ):
+        assert torch.autograd.grad(result, out)[0].stride() == out.stride()
+
+
+def test_gradients_under_checkpointing():
+    """The forward runs twice; the noise is the same both times, being the key's."""
+    from torch.utils.checkpoint import checkpoint
+
+    weight, t, key = leaf(33), spread(3), noise_key(1, 2, 3)
+
+    def loss_of(weight):
+        x_t = q_sample(weight.expand(3, 33), t, SCHEDULE, key)
+        return mse_loss(x_t * weight, t, SCHEDULE, key)
+
+    (expected,) = torch.autograd.grad(loss_of(weight), weight)
+    (got,) = torch.autograd.grad(checkpoint(loss_of, weight, use_reentrant=False), weight)
+    assert same_bits(got, expected)

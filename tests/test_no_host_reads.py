@@ -1,0 +1,133 @@
+"""A training step never waits for the host: no value is read from a tensor, nothing moves between devices, and after the
+first step nothing is uploaded. Seen from the dispatcher, so that it holds on a machine without a GPU."""
+
+import pytest
+import torch
+from helpers import values
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastddpm import GaussianDiffusion, NoiseSchedule, advance, noise_key, reverse_step, samplers
+from fastddpm.schedule import PREDICTION_TYPES
+
+READS = ("_local_scalar_dense", "item", "nonzero", "masked_select", "equal", "is_nonzero", "unique", "_unique2", "bincount")
+UPLOADS = ("lift_fresh", "lift_fresh_copy", "scalar_tensor")
+
+
+class HostReadError(Exception):
+    pass
+
+
+class NoHostReads(TorchDispatchMode):
+    """Raises where an op waits for a GPU: a value read, an output whose size depends on values, a copy between devices, an
+    index by a boolean mask; with `uploads=False` also where numbers or a table become a tensor on the device."""
+
+    def __init__(self, uploads=True, armed=True):
+        super().__init__()
+        self.uploads, self.armed = uploads, armed
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name, kwargs = func.overloadpacket.__name__, kwargs or {}
+        self.seen.append(name)
+        if not self.armed:
+            return func(*args, **kwargs)
+        devices = {x.device for x in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        masks = name.startswith("index") and any(
+            isinstance(x, torch.Tensor) and x.dtype == torch.bool for x in torch.utils._pytree.tree_leaves(args[1:])
+        )
+        moved = name in ("_to_copy", "to") and kwargs.get("device") not in (None, *devices)
+        if name in READS or masks or moved or (name.startswith("copy") and len(devices) > 1):
+            raise HostReadError(name)
+        if not self.uploads and (name in UPLOADS or name == "_to_copy"):
+            raise HostReadError(f"upload: {name}")
+        return func(*args, **kwargs)
+
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Conv2d(3, 3, 3, padding=1)
+        self.time = torch.nn.Embedding(1000, 3)
+
+    def forward(self, x, t):
+        return self.net(x) + self.time(t)[:, :, None, None]
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize("weight", [None, "min_snr", "table"])
+@pytest.mark.parametrize("respaced", [False, True])
+def test_a_training_step(prediction_type, weight, respaced):
+    if prediction_type == "previous" and weight == "min_snr":
+        pytest.skip("no such weight")
+    schedule = NoiseSchedule.linear(1000).respace(50) if respaced else NoiseSchedule.linear(1000)
+    weight = torch.ones(len(schedule)) if weight == "table" else weight
+    diffusion, model = GaussianDiffusion(schedule, prediction_type, weight=weight), Model()
+    optimizer, key, x_0 = torch.optim.SGD(model.parameters(), 1e-3), noise_key(1, 0, 4), values(4, 3, 8, 8)
+    for uploads in (True, False):
+        with NoHostReads(uploads) as mode:
+            diffusion.training_loss(model, x_0, key).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            advance(key)
+    assert {"timesteps", "noising", "advance_"} <= set(mode.seen) and any(name.startswith("mse_loss") for name in mode.seen)
+
+
+def test_a_key_is_made_without_an_upload():
+    with NoHostReads(uploads=False):
+        noise_key(1, 2, 8)
+        noise_key(torch.arange(4), 2)
+
+
+@pytest.mark.parametrize("index", ["tensor", "int"])
+def test_a_reverse_step(index):
+    rows, x, key = samplers.ddpm(NoiseSchedule.linear(1000)), values(4, 3, 8, 8), noise_key(1, 0, 4)
+    for uploads in (True, False):
+        with NoHostReads(uploads):
+            for i in (999, 998, 0):
+                reverse_step(x, x, torch.full((4,), i) if index == "tensor" else i, rows, key)
+                advance(key)
+
+
+def test_a_sampling_loop_reads_nothing():
+    """From the first call of the model on; before it, the respaced chain's tables are checked on the CPU."""
+    diffusion, net, mode = GaussianDiffusion(NoiseSchedule.linear(1000)), Model(), NoHostReads(armed=False)
+
+    def model(x, t):
+        mode.armed = True
+        return net(x, t)
+
+    with mode:
+        diffusion.sample(model, (2, 3, 8, 8), steps=4, progress=False)
+    assert mode.seen.count("reverse_step") == 4
+
+
+BAD_STEPS = {
+    "item": lambda x: x.sum().item(),
+    "float": lambda x: float(x.mean()),
+    "if": lambda x: x if x.sum() > 0 else -x,
+    "nonzero": lambda x: x.nonzero(),
+    "mask": lambda x: x[x > 0],
+    "mask set": lambda x: x.clone().__setitem__(x > 0, 0.0),
+    "equal": lambda x: torch.equal(x, x),
+    "another device": lambda x: x.to("meta"),
+    "copy to another device": lambda x: torch.empty(x.shape, device="meta").copy_(x),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_STEPS)
+def test_the_mode_sees(bad):
+    """The test of the tests above."""
+    with NoHostReads(), pytest.raises(HostReadError):
+        BAD_STEPS[bad](values(4, 3))
+
+
+BAD_UPLOADS = {
+    "numbers": lambda x: torch.tensor([1.0, 2.0]),
+    "a table": lambda x: torch.ones(4, dtype=torch.float64).to(torch.float32),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_UPLOADS)
+def test_the_mode_sees_uploads(bad):
+    with NoHostReads(uploads=False), pytest.raises(HostReadError, match="upload"):
+        BAD_UPLOADS[bad](values(4, 3))

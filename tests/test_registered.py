@@ -1,0 +1,243 @@
+"""The ops are good citizens of torch.library and torch.compile: opcheck on each, and a whole training step in one graph,
+compiled once over changing t, step and seed, with the values of eager."""
+
+import itertools
+
+import pytest
+import torch
+from helpers import DTYPES, LAYOUTS, spread, values
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.library import opcheck
+
+from fastddpm import GaussianDiffusion, NoiseSchedule, advance, noise_key, ops, q_sample, reverse_step, samplers
+from fastddpm.schedule import PREDICTION_TYPES
+
+SCHEDULE = NoiseSchedule.linear(1000)
+CPU = torch.device("cpu")
+SHAPE = (3, 4, 5, 6)
+CHECKED = []
+
+
+def check(op, *args):
+    opcheck(op, args)
+    CHECKED.append(op)
+
+
+def key():
+    return noise_key(1, 2, SHAPE[0])
+
+
+def tables(x):
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+# ---- opcheck ----
+
+
+def test_opcheck_keys():
+    check(ops.fill_key_, torch.empty(3, 2, dtype=torch.int64), 7, 1 << 40)
+    check(ops.fill_key_, torch.empty(2, 3, dtype=torch.int64).t(), -7, -1)
+    check(ops.advance_, key(), 3)
+    check(ops.advance_, key()[::2], 1)
+    check(ops.copy_key, key())
+    check(ops.copy_key, key()[::2])
+    check(ops.timesteps, key(), 1000)
+    check(ops.timesteps, key()[::2], 1000)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_opcheck_randn(dtype):
+    for place in (LAYOUTS["contiguous"], LAYOUTS["channels_last"], LAYOUTS["every_second"]):
+        check(ops.randn_, place(torch.zeros(SHAPE, dtype=dtype)), key())
+
+
+PLACES = {name: LAYOUTS[name] for name in ("contiguous", "channels_last", "every_second", "batch_last")}
+PLACES["expanded"] = lambda x: x[:1, :1].expand(SHAPE)
+
+
+@pytest.mark.parametrize("layout", PLACES)
+def test_opcheck_noising(layout):
+    for dtype in (torch.float32, torch.bfloat16):
+        x, t = PLACES[layout](values(*SHAPE, dtype=dtype)), spread(3)
+        rows = SCHEDULE.q_sample_rows(CPU, torch.float32)
+        check(ops.noising, x, key(), t, rows)
+        check(ops.noising, x, None, t.int(), rows)
+        check(ops.noising, x, values(*SHAPE), torch.tensor(5), rows)
+
+
+@pytest.mark.parametrize("layout", PLACES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_opcheck_mse(layout, dtype):
+    out = PLACES[layout](values(*SHAPE, dtype=dtype))
+    x_0, t = values(*SHAPE, seed=1), spread(3)
+    rows = SCHEDULE.mse_rows("v_prediction", None, CPU, tables(out))
+    for reduction, upstream in ((ops.NONE, torch.ones(3)), (ops.MEAN, torch.tensor(2.0))):
+        inputs = (out, key(), x_0, None, t, rows, reduction)
+        check(ops.mse_loss, *inputs)
+        check(ops.mse_loss_with_grad, *inputs)
+        check(ops.mse_loss_backward, upstream.to(rows.dtype), *inputs)
+        check(ops.scale_grad_, torch.empty_like(out).fill_(0.5), upstream.to(rows.dtype))
+    check(ops.mse_loss, out, None, x_0, x_0, t, SCHEDULE.mse_rows("previous_from_x_t", None, CPU, tables(out)), ops.SUM)
+
+
+@pytest.mark.parametrize("layout", PLACES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_opcheck_reverse(layout, dtype):
+    place = PLACES[layout]
+    out, x, t, rows = values(*SHAPE), place(values(*SHAPE, dtype=dtype)), spread(3), samplers.ddpm(SCHEDULE)
+    table = rows.on(CPU, torch.float32)
+    check(ops.reverse_step, out, x, key(), t, table, True)
+    check(ops.reverse_step, out, x, None, t, table, False)
+    check(ops.reverse_step, place(out), values(*SHAPE), values(*SHAPE), t[:1], table, True)
+    grad = values(*SHAPE, dtype=dtype, seed=5)
+    for pair in ((grad, grad), (grad, None), (None, place(grad))):
+        check(ops.reverse_step_backward, *pair, place(out), x, t, table)
+
+
+def test_opcheck_empty_batch():
+    empty, no_key, t = values(0, 3), noise_key(1, 2, 0), torch.zeros(0, dtype=torch.int64)
+    check(ops.noising, empty, no_key, t, SCHEDULE.q_sample_rows(CPU, torch.float32))
+    check(ops.timesteps, no_key, 10)
+
+
+def test_opcheck_saw_every_op():
+    """The last of this group: an op that is added to ops.py must be added above."""
+    if not CHECKED:
+        pytest.skip("the opcheck tests did not run in this process")
+    registered = {op for op in vars(ops).values() if isinstance(op, torch._ops.OpOverload)}
+    assert registered == set(CHECKED)
+
+
+# ---- torch.compile ----
+
+
+class Elementwise(torch.nn.Module):
+    """A model whose compiled form rounds as its eager one."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.linspace(0.5, 1.5, 6))
+
+    def forward(self, x, t):
+        return x * self.weight
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def training_step(diffusion, model):
+    """What is compiled; the backward is compiled with it, and run outside (a compiled region cannot call it)."""
+
+    def step(x_0, key):
+        loss = diffusion.training_loss(model, x_0, key)
+        advance(key)  # before the backward, whose noise is the key's as the loss had it
+        return loss
+
+    return step
+
+
+STEPS = [(1, 0), (1, 1), (1, 500), (2, 2**27), (-5, 3), (2**63, 9)]
+
+
+def losses(diffusion, compile_with=None):
+    """The loss of each of STEPS, and the gradient of their sum."""
+    model = Elementwise()
+    if compile_with is not None:
+        step = torch.compile(training_step(diffusion, model), fullgraph=True, backend=compile_with)
+    results = []
+    for seed, number in STEPS:
+        x_0, step_key = values(*SHAPE, seed=number), noise_key(seed, number, SHAPE[0])
+        loss = diffusion.training_loss(model, x_0, step_key) if compile_with is None else step(x_0, step_key)
+        loss.backward()
+        results.append(loss.detach())
+    return torch.stack(results), model.weight.grad
+
+
+TRAINED = [
+    *itertools.product(PREDICTION_TYPES, (None,), (False,)),
+    *itertools.product(("v_prediction",), ("min_snr", "table"), (True, False)),
+]
+
+
+@pytest.mark.parametrize(("prediction_type", "weight", "warm"), TRAINED)
+def test_a_training_step_compiles_once(prediction_type, weight, warm):
+    """Whether or not the schedule's tables were made before."""
+
+    def make():
+        table = torch.linspace(0.5, 2.0, 1000) if weight == "table" else weight
+        return GaussianDiffusion(NoiseSchedule.linear(1000), prediction_type, weight=table)
+
+    diffusion, counter = make(), CompileCounterWithBackend("aot_eager")
+    expected = losses(diffusion if warm else make())
+    got = losses(diffusion, counter)
+    assert counter.frame_count == 1
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_a_respaced_training_step_compiles_once():
+    diffusion, counter = GaussianDiffusion(SCHEDULE.respace(50)), CompileCounterWithBackend("aot_eager")
+    expected = losses(diffusion)
+    got = losses(diffusion, counter)
+    assert counter.frame_count == 1
+    torch.testing.assert_close(got[0], expected[0], rtol=1e-6, atol=0)
+
+
+def test_a_python_int_for_the_step_is_what_compiles_again():
+    """The test of the tests above: with the step as an int the counter does count."""
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def loss(x, number):
+        return q_sample(x, 5, SCHEDULE, noise_key(1, number, 3))
+
+    compiled = torch.compile(loss, backend=counter)
+    for number in range(3):
+        compiled(values(*SHAPE), number)
+    assert counter.frame_count > 1
+
+
+def test_the_key_advances_inside_the_graph():
+    diffusion, counter = GaussianDiffusion(SCHEDULE), CompileCounterWithBackend("aot_eager")
+    model, together, stepped = Elementwise(), noise_key(1, 10, 3), []
+    step = torch.compile(training_step(diffusion, model), fullgraph=True, backend=counter)
+    for _ in range(3):
+        stepped.append(step(values(*SHAPE), together).detach())
+    assert torch.equal(together, noise_key(1, 13, 3)) and len({float(x) for x in stepped}) == 3
+    eager = [diffusion.training_loss(model, values(*SHAPE), noise_key(1, 10 + i, 3)).detach() for i in range(3)]
+    torch.testing.assert_close(torch.stack(stepped), torch.stack(eager), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("t", ["tensor", "int"])
+def test_a_reverse_step_compiles_in_one_graph(t):
+    rows, counter = samplers.ddpm(SCHEDULE), CompileCounterWithBackend("aot_eager")
+    index = spread(3) if t == "tensor" else 7
+
+    def step(out, x, key):
+        return reverse_step(out, x, index, rows, key)
+
+    for run in (step, torch.compile(step, fullgraph=True, backend=counter)):
+        out, x = values(*SHAPE).requires_grad_(), values(*SHAPE, seed=1).requires_grad_()
+        result = run(out, x, key())
+        grads = torch.autograd.grad([r.square().sum() for r in result], (out, x))
+        if run is step:
+            expected = (*result, *grads)
+    for a, b in zip((*result, *grads), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+    assert counter.frame_count == 1
+
+
+def test_a_training_step_through_inductor():
+    """The real compiler, once: needs a C++ compiler at run time."""
+    diffusion = GaussianDiffusion(SCHEDULE)
+    try:
+        got = losses(diffusion, CompileCounterWithBackend("inductor"))
+    except torch._inductor.exc.InductorError as error:
+        if "compiler" in str(error):
+            pytest.skip("inductor found no C++ compiler")
+        raise
+    for a, b in zip(got, losses(diffusion), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)

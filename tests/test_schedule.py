@@ -1,0 +1,419 @@
+"""NoiseSchedule: every formula against an independent statement of it (mpmath, numpy, diffusers), and every error."""
+
+import copy
+import math
+import pickle
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from diffusers.schedulers.scheduling_ddpm import rescale_zero_terminal_snr
+
+from fastddpm import GaussianDiffusion, NoiseSchedule, mse_loss, noise_key, q_sample, reverse_step, samplers
+from fastddpm.schedule import PREDICTION_TYPES
+
+CPU = torch.device("cpu")
+T = 1000
+
+
+def close(got, expected, tolerance=1e-12):
+    """Relative: float64 with room for the order of a thousand products."""
+    np.testing.assert_allclose(np.asarray(got, np.float64), np.asarray(expected, np.float64), rtol=tolerance, atol=0)
+
+
+def exact_tables(betas):
+    """abar, beta~ and the two coefficients of mu~ in 40 digits, as math.md writes them."""
+    mpmath.mp.dps = 40
+    abar, before, tables = mpmath.mpf(1), None, []
+    for beta in map(mpmath.mpf, betas):
+        before, abar = abar, abar * (1 - beta)
+        left = 1 - abar
+        mean_x_0, mean_x_t = mpmath.sqrt(before) * beta / left, mpmath.sqrt(1 - beta) * (1 - before) / left
+        tables.append((abar, (1 - before) / left * beta, mean_x_0, mean_x_t))
+    return [np.array([float(x) for x in column]) for column in zip(*tables, strict=True)]
+
+
+SCHEDULES = {
+    "linear": lambda: NoiseSchedule.linear(T),
+    "scaled_linear": lambda: NoiseSchedule.scaled_linear(T),
+    "cosine": lambda: NoiseSchedule.cosine(T),
+    "sigmoid": lambda: NoiseSchedule.sigmoid(T),
+    "short": lambda: NoiseSchedule.linear(5, 0.1, 0.5),
+    "one": lambda: NoiseSchedule.linear(1, 0.3, 0.3),
+}
+
+
+# ---- betas ----
+
+
+def test_linear_betas():
+    close(NoiseSchedule.linear(T).betas, np.linspace(1e-4, 0.02, T))
+    close(NoiseSchedule.linear(7, 0.1, 0.4).betas, np.linspace(0.1, 0.4, 7))
+
+
+def test_scaled_linear_betas():
+    close(NoiseSchedule.scaled_linear(T).betas, np.linspace(0.00085**0.5, 0.012**0.5, T) ** 2)
+
+
+def test_cosine_betas():
+    mpmath.mp.dps = 40
+    f = [
+        mpmath.cos((mpmath.mpf(t) / T + mpmath.mpf(0.008)) / (1 + mpmath.mpf(0.008)) * mpmath.pi / 2) ** 2 for t in range(T + 1)
+    ]
+    betas = [float(min(1 - f[t] / f[t - 1], mpmath.mpf(0.999))) for t in range(1, T + 1)]
+    close(NoiseSchedule.cosine(T).betas, betas, 1e-10)
+    assert float(NoiseSchedule.cosine(T).betas[-1]) == 0.999
+
+
+def test_sigmoid_betas():
+    """Jabri et al. 2022 write abar; lucidrains' code takes its ratios."""
+
+    def logistic(x):
+        return 1 / (1 + np.exp(-x))
+
+    u = np.linspace(0, 1, T + 1)
+    g = (logistic(3) - logistic(u * 6 - 3)) / (logistic(3) - logistic(-3))
+    betas = np.minimum(1 - g[1:] / g[:-1], 0.999)
+    close(NoiseSchedule.sigmoid(T).betas, betas, 1e-9)
+
+
+def test_sigmoid_takes_its_ends_and_temperature():
+    tau = NoiseSchedule.sigmoid(50, start=0.0, end=3.0, tau=0.7)
+
+    def g(u):
+        return 1 / (1 + math.exp(-3 / 0.7)) - 1 / (1 + math.exp(-3 * u / 0.7))
+
+    close(tau.alphas_cumprod[:40], [g(t / 50) / g(0) for t in range(1, 41)], 1e-9)
+
+
+# ---- tables ----
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_tables_in_forty_digits(name):
+    schedule = SCHEDULES[name]()
+    abar, variance, mean_x_0, mean_x_t = exact_tables(schedule.betas.tolist())
+    close(schedule.alphas_cumprod, abar, 1e-11)
+    close(schedule.alphas_cumprod_prev, [1, *abar[:-1]], 1e-11)
+    close(schedule.alphas, 1 - schedule.betas.numpy())
+    close(schedule.posterior_variance, variance, 1e-10)
+    close(schedule.posterior_mean_x_0, mean_x_0, 1e-10)
+    close(schedule.posterior_mean_x_t, mean_x_t, 1e-10)
+    close(schedule.snr, abar / (1 - abar), 1e-10)
+    assert all(x.dtype == torch.float64 for x in (schedule.betas, schedule.alphas_cumprod, schedule.posterior_variance))
+
+
+def test_published_figures_of_the_linear_schedule():
+    schedule = NoiseSchedule.linear(T)
+    close(schedule.alphas_cumprod[-1], 4.035829765e-5, 1e-9)
+    close(schedule.posterior_variance[1], 5.45318766e-5, 1e-8)
+    abar = schedule.alphas_cumprod[-1]
+    assert abs(float(0.5 * (-abar - torch.log1p(-abar))) - 4.07e-10) < 1e-12
+
+
+def test_variances():
+    schedule = NoiseSchedule.linear(T)
+    small, large = schedule.variance("fixed_small"), schedule.variance("fixed_large")
+    assert float(small[0]) == 0 and torch.equal(small, schedule.posterior_variance)
+    assert float(large[0]) == float(small[1]) and torch.equal(large[1:], schedule.betas[1:])
+    assert float(NoiseSchedule.linear(1, 0.3, 0.3).variance("fixed_large")) == 0.3
+
+
+@pytest.mark.parametrize("given", [list, np.array, lambda x: torch.tensor(x, dtype=torch.float64), tuple], ids=str)
+def test_from_betas_keeps_float64(given):
+    betas = np.linspace(1e-4, 0.02, 100).tolist()
+    assert NoiseSchedule.from_betas(given(betas)).betas.tolist() == betas
+    abar = np.cumprod(1 - np.array(betas)).tolist()
+    assert NoiseSchedule.from_alphas_cumprod(given(abar)).alphas_cumprod.tolist() == abar
+
+
+def test_a_schedule_does_not_follow_the_tensor_it_was_made_from():
+    betas = torch.linspace(1e-4, 0.02, 10, dtype=torch.float64, requires_grad=True)
+    schedule = NoiseSchedule.from_betas(betas)
+    assert not schedule.betas.requires_grad
+    with torch.no_grad():
+        betas.fill_(0.5)
+    assert float(schedule.betas[0]) == 1e-4
+
+
+@pytest.mark.parametrize("name", ["linear", "scaled_linear", "cosine", "sigmoid"])
+def test_from_alphas_cumprod_finds_the_betas(name):
+    schedule = SCHEDULES[name]()
+    again = NoiseSchedule.from_alphas_cumprod(schedule.alphas_cumprod)
+    close(again.betas, schedule.betas, 1e-9)
+    assert torch.equal(again.alphas_cumprod, schedule.alphas_cumprod)
+
+
+# ---- diffusers ----
+
+DIFFUSERS = {
+    "linear": ("linear", {}, NoiseSchedule.linear),
+    "scaled_linear": ("scaled_linear", {"beta_start": 0.00085, "beta_end": 0.012}, NoiseSchedule.scaled_linear),
+    "cosine": ("squaredcos_cap_v2", {}, NoiseSchedule.cosine),
+}
+
+
+@pytest.mark.parametrize("name", DIFFUSERS)
+@pytest.mark.parametrize("num_timesteps", [10, T])
+def test_betas_are_diffusers(name, num_timesteps):
+    """Their tables are float32: equal to its rounding, abar to that of a thousand products."""
+    theirs_name, ends, make = DIFFUSERS[name]
+    theirs = DDPMScheduler(num_timesteps, beta_schedule=theirs_name, **ends)
+    ours = make(num_timesteps)
+    close(ours.betas, theirs.betas, 3e-7)
+    close(ours.alphas_cumprod[:-1], theirs.alphas_cumprod[:-1], 1e-4)
+    np.testing.assert_allclose(ours.alphas_cumprod, theirs.alphas_cumprod, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", DIFFUSERS)
+def test_zero_terminal_snr_is_diffusers(name):
+    ours = DIFFUSERS[name][2](T)
+    theirs = rescale_zero_terminal_snr(ours.betas)
+    zero = ours.zero_terminal_snr()
+    close(zero.betas, theirs, 1e-9)
+    assert float(zero.alphas_cumprod[-1]) == 0 and zero.has_zero_terminal_snr and not ours.has_zero_terminal_snr
+    close(zero.alphas_cumprod[0], ours.alphas_cumprod[0])
+    assert torch.equal(zero.timesteps, ours.timesteps) and float(zero.betas[-1]) == 1
+    for table in (zero.posterior_variance, zero.posterior_mean_x_0, zero.posterior_mean_x_t, zero.snr):
+        assert bool(table.isfinite().all())
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 10, 50, 64, 250, 999, 1000])
+def test_respacing_is_diffusers(spacing, steps):
+    if spacing == "linspace" and steps == 1:
+        pytest.skip("diffusers takes index 999 for one step of a linspace, numpy's linspace index 0")
+    theirs = DDPMScheduler(T, timestep_spacing=spacing)
+    theirs.set_timesteps(steps)
+    assert NoiseSchedule.linear(T).respace(steps, spacing).timesteps.tolist() == theirs.timesteps.flip(0).tolist()
+
+
+def test_an_explicit_list_is_diffusers():
+    theirs = DDPMScheduler(T)
+    theirs.set_timesteps(timesteps=[999, 500, 20, 3])
+    for given in ([999, 500, 20, 3], [3, 20, 500, 999], torch.tensor([3, 20, 500, 999]), np.array([999, 500, 20, 3])):
+        ours = NoiseSchedule.linear(T).respace(given)
+        assert ours.timesteps.tolist() == theirs.timesteps.flip(0).tolist() == [3, 20, 500, 999]
+
+
+# ---- respacing ----
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_a_respaced_chain_has_the_levels_of_its_steps(spacing):
+    whole = NoiseSchedule.cosine(T)
+    short = whole.respace(37, spacing)
+    abar = whole.alphas_cumprod[short.timesteps]
+    assert torch.equal(short.alphas_cumprod, abar) and len(short) == 37 and short.is_respaced
+    close(short.betas, 1 - abar / torch.cat((torch.ones(1, dtype=torch.float64), abar[:-1])))
+    _, variance, mean_x_0, mean_x_t = exact_tables(short.betas.tolist())
+    close(short.posterior_variance, variance, 1e-9)
+    close(short.posterior_mean_x_0, mean_x_0, 1e-9)
+    close(short.posterior_mean_x_t, mean_x_t, 1e-9)
+
+
+def test_trailing_is_the_default_and_ends_on_the_last_step():
+    schedule = NoiseSchedule.linear(T)
+    assert torch.equal(schedule.respace(10).timesteps, schedule.respace(10, "trailing").timesteps)
+    assert int(schedule.respace(1).timesteps) == T - 1
+
+
+def test_all_steps_are_the_chain_itself():
+    schedule = NoiseSchedule.linear(T)
+    same = schedule.respace(T)
+    assert not same.is_respaced and torch.equal(same.alphas_cumprod, schedule.alphas_cumprod)
+    close(same.betas, schedule.betas, 1e-10)
+
+
+def test_respacing_nests():
+    """The timesteps are always those the network was trained on."""
+    twice = NoiseSchedule.linear(T).respace(100, "leading").respace([0, 10, 99])
+    assert twice.timesteps.tolist() == [0, 100, 990]
+    close(twice.alphas_cumprod, NoiseSchedule.linear(T).alphas_cumprod[[0, 100, 990]])
+    zero = NoiseSchedule.linear(T).respace(10).zero_terminal_snr()
+    assert zero.timesteps.tolist() == NoiseSchedule.linear(T).respace(10).timesteps.tolist()
+
+
+# ---- weights ----
+
+
+@pytest.mark.parametrize("gamma", [1.0, 5.0])
+def test_min_snr_weights(gamma):
+    schedule = NoiseSchedule.cosine(T)
+    snr = (schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)).numpy()
+    least = np.minimum(snr, gamma)
+    close(schedule.min_snr_weights("sample", gamma), least)
+    close(schedule.min_snr_weights("epsilon", gamma), least / snr)
+    close(schedule.min_snr_weights("v_prediction", gamma), least / (snr + 1))
+
+
+def test_min_snr_weights_at_zero_terminal_snr():
+    zero = NoiseSchedule.linear(T).zero_terminal_snr()
+    for prediction_type in ("sample", "v_prediction"):
+        weights = zero.min_snr_weights(prediction_type)
+        assert bool(weights.isfinite().all()) and float(weights[-1]) == 0
+
+
+# ---- rows ----
+
+
+def test_rows_are_the_formulas():
+    schedule = NoiseSchedule.linear(T)
+    abar, betas = schedule.alphas_cumprod.numpy(), schedule.betas.numpy()
+    rows = schedule.q_sample_rows(CPU, torch.float64).numpy()
+    close(rows, np.stack((np.sqrt(abar), np.sqrt(1 - abar)), 1))
+    close(schedule.q_step_rows(CPU, torch.float64), np.stack((np.sqrt(1 - betas), np.sqrt(betas)), 1))
+    assert torch.equal(schedule.q_sample_rows(CPU, torch.float32), torch.from_numpy(rows).float())
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_rows_are_made_once(prediction_type):
+    schedule = NoiseSchedule.linear(T)
+    calls = (
+        lambda: schedule.q_sample_rows(CPU, torch.float32),
+        lambda: schedule.q_step_rows(CPU, torch.float32),
+        lambda: schedule.mse_rows(prediction_type, None, CPU, torch.float32),
+        lambda: schedule.timesteps_on(CPU),
+        lambda: schedule.indices_on(CPU),
+    )
+    assert all(call() is call() for call in calls)
+    assert schedule.q_sample_rows(CPU, torch.float32) is not schedule.q_sample_rows(CPU, torch.float64)
+    rows = samplers.ddpm(schedule, prediction_type)
+    assert rows.on(CPU, torch.float32) is rows.on(CPU, torch.float32) and rows.indices_on(CPU) is rows.indices_on(CPU)
+
+
+def test_rows_made_in_inference_mode_train():
+    """Whoever samples first trains with the same cached rows."""
+    with torch.inference_mode():
+        schedule, key = NoiseSchedule.linear(10), noise_key(0, 0, 2)
+        rows = samplers.ddpm(schedule)
+        x = torch.ones(2, 3)
+        q_sample(x, 3, schedule, key)
+        mse_loss(x, 3, schedule, key)
+        reverse_step(x, x, 3, rows, key)
+    x, key = torch.ones(2, 3, requires_grad=True), noise_key(0, 0, 2)
+    x_t = q_sample(x, 3, schedule, key)
+    (mse_loss(x_t, 3, schedule, key) + reverse_step(x_t, x_t, 3, rows, key)[0].sum()).backward()
+    assert bool(x.grad.isfinite().all())
+
+
+def test_a_pickled_schedule_is_the_schedule():
+    schedule = NoiseSchedule.cosine(T).respace(10)
+    schedule.q_sample_rows(CPU, torch.float32)
+    again = pickle.loads(pickle.dumps(schedule))
+    assert torch.equal(again.betas, schedule.betas) and torch.equal(again.timesteps, schedule.timesteps)
+    assert len(again) == 10 and "T=10" in repr(again)
+    for copied in (again, copy.deepcopy(schedule)):
+        rows = copied.q_sample_rows(CPU, torch.float32)
+        assert torch.equal(rows, schedule.q_sample_rows(CPU, torch.float32)) and rows is copied.q_sample_rows(
+            CPU, torch.float32
+        )
+
+
+# ---- errors ----
+
+
+@pytest.mark.parametrize("make", ["linear", "scaled_linear", "cosine", "sigmoid"])
+@pytest.mark.parametrize("num_timesteps", [0, -1, 2.5])
+def test_no_steps_is_an_error(make, num_timesteps):
+    with pytest.raises(ValueError, match=rf"num_timesteps: expected an int of 1 or more, got {num_timesteps}"):
+        getattr(NoiseSchedule, make)(num_timesteps)
+
+
+@pytest.mark.parametrize(
+    ("betas", "got"),
+    [
+        ([0.1, math.nan, 0.2], "got nan at index 1"),
+        ([0.1, 0.0], r"got 0.0 at index 1"),
+        ([-0.1, 0.1], r"got -0.1.* at index 0"),
+        ([0.1, 0.2, 1.5], r"got 1.5 at index 2"),
+        ([math.inf], "got inf at index 0"),
+    ],
+)
+def test_betas_out_of_range_are_an_error(betas, got):
+    with pytest.raises(ValueError, match=rf"betas: expected values in \(0, 1\], {got}"):
+        NoiseSchedule.from_betas(betas)
+
+
+@pytest.mark.parametrize("betas", [[], [[0.1, 0.2]], 0.1])
+def test_betas_of_another_shape_are_an_error(betas):
+    with pytest.raises(ValueError, match=r"betas: expected one dimension and one value or more, got shape \["):
+        NoiseSchedule.from_betas(betas)
+
+
+@pytest.mark.parametrize(
+    ("abar", "message"),
+    [
+        ([0.9, 0.9], "strictly decreasing, got 0.9 at index 1"),
+        ([0.5, 0.6], "strictly decreasing, got 0.6.* at index 1"),
+        ([1.0, 0.5], r"in \(0, 1\), the last in \[0, 1\), got 1.0 at index 0"),
+        ([0.5, 0.0, 0.0], "got 0.0 at index 1"),
+        ([0.5, -0.1], "got -0.1.* at index 1"),
+        ([0.5, math.nan], "got nan at index 1"),
+    ],
+)
+def test_levels_out_of_order_are_an_error(abar, message):
+    with pytest.raises(ValueError, match=rf"alphas_cumprod: expected values .*{message}"):
+        NoiseSchedule.from_alphas_cumprod(abar)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1001])
+def test_a_number_of_steps_out_of_range_is_an_error(steps):
+    with pytest.raises(ValueError, match=rf"steps: expected 1 .. 1000, got {steps}"):
+        NoiseSchedule.linear(T).respace(steps)
+
+
+@pytest.mark.parametrize("steps", [[3, 3], [5, 2, 9], [-1, 4], [4, 1000], [0, 5, 3]])
+def test_a_list_out_of_order_is_an_error(steps):
+    with pytest.raises(ValueError, match=r"steps: expected different indices 0 .. 999 in order, got \["):
+        NoiseSchedule.linear(T).respace(steps)
+
+
+@pytest.mark.parametrize("steps", [[], [1.5, 2.5], [[1, 2]], [True, False]])
+def test_a_list_of_something_else_is_an_error(steps):
+    with pytest.raises(ValueError, match=r"steps: expected an int or a list of ints, got "):
+        NoiseSchedule.linear(T).respace(steps)
+
+
+def test_unknown_names_are_errors():
+    schedule = NoiseSchedule.linear(T)
+    with pytest.raises(ValueError, match="spacing: expected one of 'leading', 'trailing', 'linspace', got 'even'"):
+        schedule.respace(10, "even")
+    with pytest.raises(ValueError, match="variance_type: expected one of 'fixed_small', 'fixed_large', got 'learned'"):
+        schedule.variance("learned")
+    with pytest.raises(ValueError, match=r"prediction_type: expected one of 'epsilon', .*, got 'eps'"):
+        schedule.check_prediction("eps")
+    with pytest.raises(ValueError, match=r"prediction_type: expected one of .*, got 'previous'"):
+        schedule.min_snr_weights("previous")
+    with pytest.raises(ValueError, match="gamma: expected a value above 0, got 0"):
+        schedule.min_snr_weights("epsilon", 0)
+
+
+def test_ends_out_of_range_are_errors():
+    with pytest.raises(ValueError, match="beta_start: expected a value above 0, got -1"):
+        NoiseSchedule.scaled_linear(10, -1)
+    with pytest.raises(ValueError, match="beta_end: expected a value above 0, got nan"):
+        NoiseSchedule.scaled_linear(10, 0.1, math.nan)
+    with pytest.raises(ValueError, match=r"betas: expected values in \(0, 1\], got 1.15.* at index 5"):
+        NoiseSchedule.linear(10, 0.1, 2.0)
+
+
+def test_zero_terminal_snr_refuses_epsilon():
+    zero = NoiseSchedule.linear(T).zero_terminal_snr()
+    message = "prediction_type: expected 'v_prediction' or 'sample' on a schedule of zero terminal SNR, got 'epsilon'"
+    for refused in (
+        lambda: zero.check_prediction("epsilon"),
+        lambda: zero.min_snr_weights("epsilon"),
+        lambda: samplers.ddpm(zero, "epsilon"),
+        lambda: GaussianDiffusion(zero),
+    ):
+        with pytest.raises(ValueError, match=message):
+            refused()
+    assert len(GaussianDiffusion(zero, "v_prediction").schedule) == T
+
+
+def test_zero_terminal_snr_needs_two_steps():
+    with pytest.raises(ValueError, match="zero_terminal_snr: expected a schedule of 2 steps or more, got 1"):
+        NoiseSchedule.linear(1, 0.1, 0.1).zero_terminal_snr()

@@ -1,0 +1,256 @@
+"""The Triton kernels on a GPU: bit for bit the CPU's noise, every op against the reference, and what only a device shows.
+
+Skipped without a GPU. `benchmarks/gpu.sh` runs it. Not yet run on a GPU.
+"""
+
+import pytest
+import torch
+from helpers import LAYOUTS, assert_right, poisoned, same_bits, spread, ulp, values
+
+import fastddpm as fd
+from fastddpm import _triton, ops, reference, samplers
+from fastddpm.noise import noise_key
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+
+SCHEDULE = fd.NoiseSchedule.linear(1000)
+CPU = torch.device("cpu")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SHAPES = ((3, 1), (3, 3), (3, 4), (3, 5), (3, 127), (3, 4097), (0, 5), (3, 0), (3, 4, 5, 6), (64, 3, 64, 64), (2, 3, 2, 9, 5))
+IMAGE = (3, 4, 5, 6)
+SEED, STEP = -(2**62) + 12345, 9
+
+
+def key(batch):
+    return noise_key(SEED, STEP, batch)
+
+
+def on_gpu(x):
+    """A tensor on the GPU with its strides; anything else as it is."""
+    if not isinstance(x, torch.Tensor):
+        return x
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda").copy_(x)
+
+
+def both(name, *inputs):
+    """(the op on the GPU, the reference on the CPU), as tuples of CPU tensors."""
+    results = getattr(ops, name)(*map(on_gpu, inputs)), getattr(reference, name)(*inputs)
+    return [tuple(x.cpu() for x in ((r,) if isinstance(r, torch.Tensor) else r)) for r in results]
+
+
+def same(name, *inputs):
+    for got, wanted in zip(*both(name, *inputs), strict=True):
+        assert got.stride() == wanted.stride() and same_bits(got, wanted)
+
+
+def rows_q():
+    return SCHEDULE.q_sample_rows(CPU, torch.float32)
+
+
+def test_the_kernels_serve_the_gpu():
+    assert _triton.serves("cuda") == "Triton"
+
+
+# ---- the noise ----
+
+
+@pytest.mark.parametrize("shape", [s for s in SHAPES if 0 not in s], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_noise_is_the_cpu_s_bit_for_bit(shape, dtype):
+    gpu = fd.randn(key(shape[0]).cuda(), shape, dtype).cpu()
+    assert same_bits(gpu, fd.randn(key(shape[0]), shape, dtype))  # the C++ kernels, where they are built
+    assert same_bits(gpu, reference.normals(key(shape[0]), gpu[0].numel()).view(shape).to(dtype))
+
+
+def test_sixty_four_million_normals_are_the_cpu_s_bit_for_bit():
+    for seed in range(4):
+        made = noise_key(seed, batch_size=16)
+        assert same_bits(fd.randn(made.cuda(), (16, 1 << 20)).cpu(), fd.randn(made, (16, 1 << 20)))
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4, 16, 17, 64, 65])
+@pytest.mark.parametrize("size", [(8, 8), (5, 7), (63, 33)], ids=str)
+def test_noise_does_not_depend_on_the_layout(channels, size):
+    shape = (2, channels, *size)
+    made = fd.randn(key(2).cuda(), shape, memory_format=torch.channels_last)
+    assert same_bits(made, fd.randn(key(2).cuda(), shape))
+
+
+def test_keys_are_the_cpu_s():
+    gpu, cpu = noise_key(SEED, STEP, 300, device="cuda"), noise_key(SEED, STEP, 300)
+    for steps in (0, 1, 12345):
+        assert torch.equal(fd.advance(gpu, steps).cpu(), fd.advance(cpu, steps))
+        assert torch.equal(fd.timesteps(gpu, 1000).cpu(), fd.timesteps(cpu, 1000))
+
+
+# ---- every op, to the reference's bits where it adds nothing up, and against float64 ----
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("kind", ["key", "tensor", "none"])
+def test_ops_at_every_size(shape, kind):
+    noise = {"key": key(shape[0]), "tensor": values(*shape, seed=5), "none": None}[kind]
+    x, out, t = values(*shape), values(*shape, seed=1), spread(shape[0])
+    same("noising", x, noise, t, rows_q())
+    table = samplers.ddpm(SCHEDULE).on(CPU, torch.float32)
+    same("reverse_step", out, x, noise, t, table, True)
+    same("reverse_step_backward", x, out, out, x, t, table)
+    if noise is not None:
+        mse = SCHEDULE.mse_rows("v_prediction", "min_snr", CPU, torch.float32)
+        for reduction in (ops.NONE, ops.MEAN, ops.SUM):
+            upstream = torch.rand(shape[:1] if reduction == ops.NONE else ())
+            same("mse_loss_backward", upstream, out, noise, x, None, t, mse, reduction)
+            check_loss(out, noise, x, None, t, mse, reduction)
+
+
+def check_loss(*inputs):
+    (got,), (wanted,) = both("mse_loss", *inputs)
+    exact = reference.mse_loss(*(x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in inputs))
+    finite = exact.isfinite()
+    assert got.shape == wanted.shape and torch.equal(got.isfinite(), finite)
+    allowed = 2 * (wanted - exact).abs() + 2 * ulp(exact, torch.float32)
+    assert bool(((got - exact).abs() <= allowed)[finite].all())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_ops_in_every_layout_and_dtype(layout, dtype):
+    x, out = LAYOUTS[layout](values(*IMAGE, dtype=dtype)), LAYOUTS[layout](values(*IMAGE, dtype=dtype, seed=1))
+    t, table = spread(3), samplers.ddpm(SCHEDULE).on(CPU, torch.float32)
+    with poisoned():
+        same("noising", x, key(3), t, rows_q())
+        same("reverse_step", out, x, key(3), t, table, True)
+        same("reverse_step_backward", x, None, out, x, t, table)
+        mse = SCHEDULE.mse_rows("epsilon", None, CPU, torch.float32)
+        same("mse_loss_backward", torch.tensor(3.0), out, key(3), None, None, t, mse, ops.MEAN)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_q_sample_against_float64(dtype):
+    x, t = values(16, 3, 32, 32, dtype=dtype), spread(16)
+    got = fd.q_sample(x.cuda(), t.cuda(), SCHEDULE, key(16).cuda()).cpu()
+    z = fd.randn(key(16), x.shape)
+    exact = reference.noising(x.double(), z.double(), t, rows_q().double())
+    a, s = (c.view(-1, 1, 1, 1).to(dtype) for c in rows_q()[t].unbind(1))
+    assert_right(got, exact, a * x + s * z.to(dtype))
+
+
+# ---- what only a device shows ----
+
+
+def test_a_t_out_of_range_poisons_its_sample_alone():
+    x, t = values(4, 1000), torch.tensor([5, -1, 1000, 999])
+    made = ops.noising(x.cuda(), key(4).cuda(), t.cuda(), rows_q().cuda()).cpu()
+    wanted = reference.noising(x, key(4), t.clamp(0, 999), rows_q())
+    assert made[1:3].isnan().all() and same_bits(made[[0, 3]], wanted[[0, 3]])
+
+
+def training_step(x_0, made, output):
+    t = fd.timesteps(made, 1000)
+    x_t = fd.q_sample(x_0, t, SCHEDULE, made)
+    loss = fd.mse_loss(output * x_t, t, SCHEDULE, made)
+    (grad,) = torch.autograd.grad(loss, output)
+    return x_t, loss.detach(), grad
+
+
+def test_a_training_step_never_waits_for_the_host():
+    x_0, made = values(8, 3, 32, 32).cuda(), key(8).cuda()
+    output = torch.ones((), device="cuda", requires_grad=True)
+    training_step(x_0, made, output)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        training_step(x_0, fd.advance(made), output)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_each_replay_of_a_captured_step_draws_fresh_noise():
+    x_0, made = values(8, 3, 32, 32).cuda(), key(8).cuda()
+    output = torch.ones((), device="cuda", requires_grad=True)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            training_step(x_0, fd.advance(made), output)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        x_t, loss, grad = training_step(x_0, fd.advance(made), output)
+    made.copy_(key(8))
+    for step in range(1, 4):
+        graph.replay()
+        cpu = noise_key(SEED, STEP + step, 8)
+        assert torch.equal(made.cpu(), cpu)
+        assert same_bits(x_t.cpu(), fd.q_sample(x_0.cpu(), fd.timesteps(cpu, 1000), SCHEDULE, cpu))
+        assert loss.isfinite() and grad.isfinite()
+
+
+def test_a_compiled_training_step_gives_the_same_noise():
+    x_0, made = values(8, 3, 32, 32).cuda(), key(8).cuda()
+
+    @torch.compile(fullgraph=True)
+    def step(x_0, made):
+        t = fd.timesteps(made, 1000)
+        x_t = fd.q_sample(x_0, t, SCHEDULE, made)
+        return x_t, fd.mse_loss(x_t, t, SCHEDULE, made)
+
+    x_t, loss = step(x_0, made)
+    t = fd.timesteps(made, 1000)
+    assert same_bits(x_t, fd.q_sample(x_0, t, SCHEDULE, made))
+    assert torch.equal(loss, fd.mse_loss(x_t, t, SCHEDULE, made))
+
+
+def test_a_loss_has_the_same_bits_in_any_batch():
+    out, t, rows = values(6, 50_000).cuda(), spread(6).cuda(), SCHEDULE.mse_rows("epsilon", None, CPU, torch.float32).cuda()
+    made = key(6).cuda()
+    whole = ops.mse_loss(out, made, None, None, t, rows, ops.NONE)
+    parts = [ops.mse_loss(out[i:j], made[i:j], None, None, t[i:j], rows, ops.NONE) for i, j in ((0, 1), (1, 6))]
+    assert torch.equal(whole, torch.cat(parts))
+
+
+def test_the_second_gpu_is_made_current_for_a_launch():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU")
+    made = fd.randn(key(2).to("cuda:1"), (2, 1000))
+    assert made.device == torch.device("cuda:1") and same_bits(made.cpu(), fd.randn(key(2), (2, 1000)))
+
+
+# ---- past 2^31 elements ----
+
+LARGE = {"batch": (3, (1 << 30) + 4), "sample": (1, (1 << 31) + 4100), "channels_last": (1, 3, 27_000, 27_001)}
+
+
+@pytest.mark.parametrize("form", LARGE)
+def test_past_two_to_the_31_elements(form):
+    """Where a 32-bit offset would wrap. Checked at places on both sides of it, and at the end."""
+    shape = LARGE[form]
+    if torch.cuda.mem_get_info()[0] < 24 << 30:
+        pytest.skip("24 GiB of free memory wanted")
+    layout = torch.channels_last if form == "channels_last" else torch.contiguous_format
+    made = key(shape[0]).cuda()
+    z = fd.randn(made, shape, torch.bfloat16, memory_format=layout)
+    x = torch.ones_like(z)
+    t = torch.full(shape[:1], 500, device="cuda")
+    x_t = fd.q_sample(x, t, SCHEDULE, made)
+    elements = z[0].numel()
+    for sample in range(shape[0]):
+        starts = {0, elements - 64, min((1 << 30), elements - 64), min((1 << 31) - 32, elements - 64), elements // 2}
+        for start in starts:
+            e = torch.arange(start, start + 64)
+            wanted = normals_at(key(shape[0])[sample], e)
+            place = (e // (27_000 * 27_001), e // 27_001 % 27_000, e % 27_001) if form == "channels_last" else (e,)
+            place = tuple(p.cuda() for p in place)
+            assert same_bits(z[sample][place].cpu(), wanted.bfloat16()), (sample, start)
+            a, s = rows_q()[500]
+            assert same_bits(x_t[sample][place].cpu(), reference.fma(a, torch.ones(64), s * wanted).bfloat16()), (sample, start)
+    loss = fd.mse_loss(z, t, SCHEDULE, made)
+    assert 0 < loss < 1e-4  # the rounding of z to bfloat16
+
+
+def normals_at(row, elements):
+    """float32: the normals of some elements of one sample, by the reference's words."""
+    w = reference.philox(elements // 4, row[:1], row[1:])
+    (c01, s01), (c23, s23) = reference.cos_sin(w[1]), reference.cos_sin(w[3])
+    r01, r23 = reference.radius(w[0]), reference.radius(w[2])
+    z = torch.stack((r01 * c01, r01 * s01, r23 * c23, r23 * s23), 1)
+    return z.gather(1, (elements % 4)[:, None])[:, 0]

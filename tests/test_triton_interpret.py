@@ -1,0 +1,35 @@
+"""Runs the lane of Triton's interpreter: triton_interpret_lane.py, in a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+triton = pytest.importorskip("triton")
+
+LANE = Path(__file__).with_name("triton_interpret_lane.py")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
+@pytest.mark.skipif(
+    _numbers(triton.__version__) < (3, 7) and _numbers(np.__version__) >= (2, 4),
+    reason="triton 3.6's interpreter fails on numpy >= 2.4 (triton-lang/triton#9171)",
+)
+def test_kernels_in_the_interpreter():
+    command = [sys.executable, "-m", "pytest", "-q", "--durations=5", "-p", "no:cacheprovider", str(LANE)]
+    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+
+
+def test_the_gpu_benchmark_walks_through_on_the_cpu():
+    root = LANE.parent.parent
+    command = [sys.executable, "-m", "benchmarks.gpu_bench", "--dry-run"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0 and "reverse" in done.stdout, done.stdout + done.stderr
