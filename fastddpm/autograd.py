@@ -60,12 +60,13 @@ class MseLossWithGrad(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_loss: Tensor):
         grad, ctx.grad = ctx.grad, None
-        if torch.is_grad_enabled():  # create_graph: the gradient itself is wanted differentiable, so in plain torch
-            return reference.mse_loss_backward(grad_loss, *ctx.saved_tensors, reduction=ctx.reduction), None
-        if grad is None:
-            return ops.mse_loss_backward(grad_loss, *ctx.saved_tensors, ctx.reduction), None
-        ops.scale_grad_(grad, grad_loss)
-        return grad, None
+        again = torch.is_grad_enabled()  # create_graph: the gradient itself is wanted differentiable, so in plain torch
+        if grad is not None and not again:
+            ops.scale_grad_(grad, grad_loss)
+            return grad, None
+        make = reference.mse_loss_backward if again else ops.mse_loss_backward
+        inputs = [*ctx.saved_tensors, ctx.reduction]
+        return make(grad_loss, *inputs), None
 
 
 class ReverseStep(torch.autograd.Function):
