@@ -24,7 +24,7 @@ OPS = (
     "reverse_step",
     "reverse_step_backward",
 )
-"""The ops with a Triton kernel: all but the two that only the CPU's autograd calls."""
+"""The ops with a Triton kernel: all but copy_key, a copy already, and the two that only the CPU's autograd calls."""
 
 WITHOUT_KERNELS = ("MPS", "XPU")
 """Dispatch keys that run the reference and announce it. (So does "CUDA" where triton is missing.)"""
@@ -36,8 +36,10 @@ _library: torch.library.Library | None = None
 
 
 def load() -> None:
-    """Registers what this installation can run. Called once, after the schemas are defined."""
+    """Registers what this installation can run. To be called after the schemas are defined; a second call does nothing."""
     global _library, reason
+    if _library is not None:
+        return
     reason = _why_not()
     _library = torch.library.Library("fastddpm", "IMPL")
     for name in OPS:

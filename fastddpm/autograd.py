@@ -52,8 +52,8 @@ class MseLossWithGrad(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, model_output, others):
-        ctx.save_for_backward(model_output, *others[:-1])
-        ctx.reduction = others[-1]
+        ctx.save_for_backward(model_output, *others[:-2])
+        ctx.constants = others[-2:]  # rows are a schedule's own: nobody changes them, and they need no saving
         loss, ctx.grad = ops.mse_loss_with_grad(model_output, *others)
         return loss
 
@@ -65,7 +65,7 @@ class MseLossWithGrad(torch.autograd.Function):
             ops.scale_grad_(grad, grad_loss)
             return grad, None
         make = reference.mse_loss_backward if again else ops.mse_loss_backward
-        inputs = [*ctx.saved_tensors, ctx.reduction]
+        inputs = [*ctx.saved_tensors, *ctx.constants]
         return make(grad_loss, *inputs), None
 
 
@@ -88,16 +88,16 @@ class ReverseStep(torch.autograd.Function):
         return *grads, None, None, None, None
 
 
-def mse_loss(model_output: Tensor, *others) -> Tensor:
+def mse_loss(model_output: Tensor, noise, x_0, x_t, t, rows, reduction) -> Tensor:
     """The loss by the cheapest way to what is wanted of it.
 
     The gradient is made in the forward on a CPU only, where a GPU makes noise faster than it reads; not under a compiler,
     which wants no mutation; and not in half precision, where it would be rounded, or underflow, before a loss scale reaches it.
     """
-    if not (torch.is_grad_enabled() and model_output.requires_grad):
+    others = (noise, x_0, x_t, t, rows, reduction)
+    if not (model_output.requires_grad and torch.is_grad_enabled()):
         return ops.mse_loss(model_output, *others)
-    wide = model_output.dtype is torch.float32 or model_output.dtype is torch.float64
-    if wide and model_output.is_cpu and not torch.compiler.is_compiling():
+    if model_output.dtype is rows.dtype and model_output.is_cpu and not torch.compiler.is_compiling():
         return MseLossWithGrad.apply(model_output, others)
     return MseLoss.apply(model_output, *others)
 

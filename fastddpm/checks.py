@@ -41,17 +41,17 @@ def check_key(name: str, key: Tensor) -> None:
 
 def check_index(name: str, t: Tensor, x: Tensor) -> None:
     """int32 or int64, one value a sample or one for all. The kernel checks its range: a GPU's values are not read here."""
-    if not isinstance(t, Tensor) or (t.dtype != torch.int64 and t.dtype != torch.int32):
+    if t.dtype is not torch.int64 and t.dtype is not torch.int32:
         raise TypeError(f"{name}: expected an int32 or int64 tensor [B], got {describe(t)}")
-    if t.dim() > 1 or (t.numel() != 1 and t.numel() != x.shape[0]):
-        raise ValueError(f"{name}: expected shape [{x.shape[0]}] (one a sample) or one value, got {list(t.shape)}")
+    if t.dim() > 1 or (t.numel() != 1 and t.numel() != len(x)):
+        raise ValueError(f"{name}: expected shape [{len(x)}] (one a sample) or one value, got {list(t.shape)}")
     if t.device != x.device:
         raise ValueError(f"{name}: expected the data's device {x.device}, got {t.device}")
 
 
 def check_noise(noise: Tensor, x_name: str, x: Tensor) -> None:
     """A key for x's batch, or a tensor of x's shape."""
-    if not isinstance(noise, Tensor) or noise.dtype != torch.int64:
+    if not isinstance(noise, Tensor) or noise.dtype is not torch.int64:
         check_like("noise", noise, x_name, x)
         if noise.requires_grad and torch.is_grad_enabled():
             raise ValueError(

@@ -87,7 +87,11 @@ def mse_loss(
     if reduction not in _REDUCTIONS:
         check_one_of("reduction", reduction, tuple(_REDUCTIONS))
     noise, x_0, x_t = _target_inputs(prediction_type, model_output, noise, x_0, x_t)
-    rows = _mse_rows(schedule, prediction_type, weight, x_t is not None, model_output)
+    target = prediction_type if x_t is None else "previous_from_x_t"
+    if weight is None or isinstance(weight, str):
+        rows = schedule.mse_rows(target, weight, model_output.device, _arithmetic(model_output))
+    else:
+        rows = _weighted_rows(schedule, target, weight, model_output)
     return autograd.mse_loss(model_output, noise, x_0, x_t, index, rows, _REDUCTIONS[reduction])
 
 
@@ -110,16 +114,12 @@ def _target_inputs(prediction_type, model_output, noise, x_0, x_t):
     return noise, x_0 if needs_x_0 else None, None
 
 
-def _mse_rows(schedule, prediction_type, weight, given_x_t, x) -> Tensor:
-    target = "previous_from_x_t" if given_x_t else prediction_type
-    if weight is None or isinstance(weight, str):
-        check_one_of("weight", weight, (None, "min_snr"))
-        return schedule.mse_rows(target, weight, x.device, _arithmetic(x))
-    rows = schedule.mse_rows(target, None, x.device, _arithmetic(x))
+def _weighted_rows(schedule: NoiseSchedule, target: str, weight: Tensor, x: Tensor) -> Tensor:
     if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.shape != (len(schedule),):
         raise ValueError(f"weight: expected None, 'min_snr' or a floating [{len(schedule)}] table, got {describe(weight)}")
     if weight.device != x.device:
         raise ValueError(f"weight: expected model_output's device {x.device}, got {weight.device}")
+    rows = schedule.mse_rows(target, None, x.device, _arithmetic(x))
     return torch.cat((rows[:, :3], weight.detach().to(rows.dtype)[:, None]), 1)
 
 
@@ -163,7 +163,7 @@ def reverse_step(
 
 
 def _arithmetic(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+    return torch.float64 if x.dtype is torch.float64 else torch.float32
 
 
 def _index(name: str, t: Tensor | int, x: Tensor, table: NoiseSchedule | StepRows) -> Tensor:

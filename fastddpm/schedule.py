@@ -15,6 +15,8 @@ from .tables import Tables
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "previous")
 VARIANCE_TYPES = ("fixed_small", "fixed_large")
 SPACINGS = ("leading", "trailing", "linspace")
+WEIGHTS = (None, "min_snr")
+_MSE_TABLES = {(t, w): f"mse {t} {w}" for t in (*PREDICTION_TYPES, "previous_from_x_t") for w in WEIGHTS}
 
 
 class NoiseSchedule:
@@ -197,16 +199,19 @@ class NoiseSchedule:
 
     def q_sample_rows(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """`[T, 2]`: sqrt(abar), sqrt(1 - abar)."""
-        return self._tables.get("q_sample", (len(self), 2), device, dtype)
+        return self._tables.get("q_sample", (self.num_timesteps, 2), device, dtype)
 
     def q_step_rows(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """`[T, 2]`: sqrt(alpha), sqrt(beta)."""
-        return self._tables.get("q_step", (len(self), 2), device, dtype)
+        return self._tables.get("q_step", (self.num_timesteps, 2), device, dtype)
 
     def mse_rows(self, target: str, weight: str | None, device: torch.device, dtype: torch.dtype) -> Tensor:
         """`[T, 4]`: p, q, r, w of `target = p z + q x_0 + r x_t` and its weight. `target` is a prediction type, or
         "previous_from_x_t" where x_t is at hand in place of the noise."""
-        return self._tables.get(f"mse {target} {weight}", (len(self), 4), device, dtype)
+        if (target, weight) not in _MSE_TABLES:
+            check_one_of("weight", weight, WEIGHTS)
+            check_one_of("prediction_type", target, PREDICTION_TYPES)
+        return self._tables.get(_MSE_TABLES[target, weight], (self.num_timesteps, 4), device, dtype)
 
     def timesteps_on(self, device: torch.device) -> Tensor:
         """`timesteps` on a device, uploaded once."""
