@@ -5,7 +5,7 @@ import platform
 
 import torch
 
-from . import _extension, ops
+from . import _extension, _triton, ops
 
 PACKAGES = ("torch", "triton", "numpy", "diffusers")
 
@@ -23,12 +23,13 @@ def op_names() -> list[str]:
 
 
 def backend(op: str, device: str) -> str:
-    """Which code serves an op on a type of device: "C++ (its instruction set)", "Triton" or "reference"."""
-    if device == "cpu" and _extension.module is not None:
-        return f"C++ ({_extension.module.isa})"
-    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device, device.upper())
-    compiled = device != "cpu" and torch._C._dispatch_has_kernel_for_dispatch_key(f"fastddpm::{op}", key)
-    return "Triton" if compiled else "reference"
+    """Which code serves an op on a type of device, and where it is the reference, why."""
+    if device == "cpu":
+        compiled = torch._C._dispatch_has_kernel_for_dispatch_key(f"fastddpm::{op}", "CPU")
+        return f"C++ ({_extension.module.isa})" if _extension.module is not None and compiled else "reference"
+    if device == "cuda" and op not in _triton.OPS:
+        return "reference (no kernel of its own)"
+    return _triton.serves(device)
 
 
 def lines() -> list[str]:
@@ -44,9 +45,13 @@ def lines() -> list[str]:
         f"C++ kernels: {extension}",
         f"CPU threads: {torch.get_num_threads()}",
         "",
-        f"{'op':24}{'cpu':16}{'other devices':16}",
+        f"{'op':24}{'cpu':16}cuda (NVIDIA, ROCm)",
+        *(f"{op:24}{backend(op, 'cpu'):16}{backend(op, 'cuda')}" for op in op_names()),
+        "",
+        f"mps, xpu: {backend('noising', 'mps')}",
+        "float64 on cuda: reference (the Triton kernels compute in float32)",
     ]
-    return rows + [f"{op:24}{backend(op, 'cpu'):16}{'reference':16}" for op in op_names()]
+    return rows
 
 
 def main() -> None:

@@ -3,12 +3,13 @@
 Every op takes tensors that `functional` has checked. `noise` is a key (int64 `[B, 2]`) or a tensor; `t` and `index` choose the
 row of `rows` for each sample; the dtype of `rows` is the dtype of the arithmetic. `reduction` is 0 none, 1 mean, 2 sum.
 
-The CPU key is served by the C++ extension where it is built. Every device without kernels of its own runs `reference`.
+The CPU key is served by the C++ extension where it is built, the CUDA key (NVIDIA and ROCm) by Triton. Everything else runs
+`reference`.
 """
 
 import torch
 
-from . import _extension, reference
+from . import _extension, _triton, reference
 
 NONE, MEAN, SUM = 0, 1, 2
 
@@ -42,6 +43,7 @@ reverse_step_backward = _define(
 )
 
 _extension.load()  # registers the C++ kernels under the CPU key, over the schemas above
+_triton.load()  # registers the Triton kernels under the CUDA key
 
 
 def _fake(op: torch._ops.OpOverload):
