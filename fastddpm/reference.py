@@ -206,7 +206,8 @@ def _reduce(loss: Tensor, reduction: int) -> Tensor:
 
 def mse_loss(model_output, noise, x_0, x_t, t, rows, reduction) -> Tensor:
     difference, w = _difference(model_output, noise, x_0, x_t, t, rows)
-    per_sample = w.reshape(-1) * difference.flatten(1).square().mean(1)
+    rows_of_squares = difference.square().reshape(difference.shape[0], _elements(difference))
+    per_sample = w.reshape(-1) * rows_of_squares.mean(1)
     return _reduce(per_sample, reduction)
 
 

@@ -53,6 +53,7 @@ class Variant(NamedTuple):
         names = self.kernel.arg_names
         types = {name: self._type(name) for name in names}
         constants: dict[str, Any] = {name: None for name, kind in types.items() if kind is None}
+        constants |= {name: 1 for name, kind in types.items() if kind == "1"}  # as a launch specialises an int of 1
         constants |= {name: value for name, value in self._constants().items() if name in names}
         signature = {name: "constexpr" if name in constants else types[name] for name in names}
         wide = [name for name in names if self.aligned and name not in constants and name not in UNALIGNED]
@@ -111,6 +112,8 @@ def _variants() -> dict[str, Variant]:
         "noising key fp32 3 channels last 64-bit": Variant(
             noising_kernel, channels=3, scalars={"elements": "i64"}
         ),
+        "noising key fp32, one element": Variant(noising_kernel, block=256, warps=1, scalars={"elements": "1"}),
+        "mse key fp32, one element": Variant(mse_kernel, absent=eps, block=256, warps=1, scalars={"elements": "1"}),
         "randn fp32 3 channels last": Variant(randn_kernel, channels=3),
         "mse key fp32 8 a thread": Variant(mse_kernel, absent=eps, block=256, warps=1),
         "mse key fp32 3 channels last": Variant(mse_kernel, absent=eps, channels=3),
