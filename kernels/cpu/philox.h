@@ -47,12 +47,13 @@ struct Philox {
     const uint64_t c0 = (p1 >> 32) ^ round_key[0][0];
     const uint64_t p0 = kMultiply0 * c0;  // round 2's
     each([&](int g) {
-      const Words first = multiply(words(kMultiply0), add64(words(block + uint64_t(g * kBlocks)), block_lanes()));
-      const Words c2 = exclusive_or(high(first), words(subsequence[1]), words(round_key[0][1]));
+      const Words counter = add64(words(block), add64(block_lanes(), words(uint64_t(g * kBlocks))));
+      const Words first = multiply(words(kMultiply0), counter);
+      const Words c2 = exclusive_or(words(subsequence[1]), words(round_key[0][1]), high(first));
       const Words second = multiply(words(kMultiply1), c2);
-      c.c0[g] = exclusive_or(high(second), words(uint32_t(p1)), words(round_key[1][0]));
+      c.c0[g] = exclusive_or(words(uint32_t(p1)), words(round_key[1][0]), high(second));
       c.c1[g] = second;
-      c.c2[g] = exclusive_or(words(p0 >> 32), first, words(round_key[1][1]));
+      c.c2[g] = exclusive_or(words(p0 >> 32), words(round_key[1][1]), first);
       c.c3[g] = words(uint32_t(p0));
     });
     for (int i = 2; i < 10; ++i) {
