@@ -11,7 +11,7 @@ SOURCES := setup.py pyproject.toml constraints.txt $(wildcard kernels/cpu/*)
 $(VENV)/ready: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt "setuptools>=77" wheel ninja numpy torch
-	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e ".[test]"
+	FASTDDPM_FORCE_CPP=1 $(BIN)/pip install -q -c constraints.txt --no-build-isolation -e ".[test]"
 	touch $@
 
 demo: $(VENV)/ready

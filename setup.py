@@ -33,6 +33,7 @@ class BuildOrExplain(BuildExtension):
         return Path(self.get_ext_fullpath("fastddpm._C")).with_name("_build_note.txt")
 
     def _without(self, reason: str) -> None:
+        Path(self.get_ext_fullpath("fastddpm._C")).unlink(missing_ok=True)  # an older build's, which would be loaded
         note = self._note()
         note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(reason + "\n")

@@ -53,7 +53,7 @@ class MseLossWithGrad(torch.autograd.Function):
     @staticmethod
     def forward(ctx, model_output, others):
         ctx.save_for_backward(model_output, *others[:-2])
-        ctx.constants = others[-2:]  # rows are a schedule's own: nobody changes them, and they need no saving
+        ctx.constants = others[-2:]  # rows are the schedule's, or made for this call: nobody changes them
         loss, ctx.grad = ops.mse_loss_with_grad(model_output, *others)
         return loss
 

@@ -1,5 +1,7 @@
 """Checks of arguments, shared by the public functions. Each error names the argument, what was expected and what came."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,23 @@ def check_float_dtype(name: str, dtype: torch.dtype) -> None:
         raise TypeError(f"{name}: expected float32, bfloat16, float16 or float64, got {dtype}")
 
 
+def check_int(name: str, value: object) -> None:
+    if type(value) is not int:
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+
+
+def check_shape(name: str, shape: object) -> None:
+    """(B, ...) of sizes that are 0 or more."""
+    if not isinstance(shape, Sequence) or not shape or not all(isinstance(n, int) and n >= 0 for n in shape):
+        raise ValueError(f"{name}: expected (B, ...), got {shape}")
+
+
+def check_no_grad(name: str, x: Tensor) -> None:
+    """No function is differentiable in its noise, nor a loss in the data: better refused than dropped."""
+    if x.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{name}: expected a tensor that does not require grad, since no gradient flows to it here; detach it")
+
+
 def check_data(name: str, x: Tensor) -> None:
     """A floating tensor [B, ...]."""
     if not isinstance(x, Tensor) or x.dtype not in FLOAT_DTYPES or x.dim() == 0:
@@ -27,7 +46,8 @@ def check_data(name: str, x: Tensor) -> None:
 def check_like(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
     """A floating tensor of another's shape and device."""
     if not isinstance(x, Tensor) or x.dtype not in FLOAT_DTYPES:
-        raise TypeError(f"{name}: expected a float32, bfloat16, float16 or float64 tensor, got {describe(x)}")
+        hint = " (a key is int64)" if name == "noise" else ""
+        raise TypeError(f"{name}: expected a float32, bfloat16, float16 or float64 tensor{hint}, got {describe(x)}")
     if x.shape != other.shape:
         raise ValueError(f"{name}: expected {other_name}'s shape {list(other.shape)}, got {list(x.shape)}")
     if x.device != other.device:
@@ -53,10 +73,7 @@ def check_noise(noise: Tensor, x_name: str, x: Tensor) -> None:
     """A key for x's batch, or a tensor of x's shape."""
     if not isinstance(noise, Tensor) or noise.dtype is not torch.int64:
         check_like("noise", noise, x_name, x)
-        if noise.requires_grad and torch.is_grad_enabled():
-            raise ValueError(
-                "noise: expected a tensor that does not require grad (no function is differentiable in it); detach it"
-            )
+        check_no_grad("noise", noise)
         return
     shape, batch = noise.shape, x.shape[0]
     if len(shape) != 2 or shape[1] != 2:

@@ -8,7 +8,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import samplers
-from .checks import check_data, check_key, check_one_of, describe
+from .checks import check_data, check_key, check_one_of, check_shape, describe
 from .functional import mse_loss, q_sample, reverse_step
 from .noise import INITIAL, REVERSE, advance, noise_key, randn, timesteps
 from .schedule import VARIANCE_TYPES, NoiseSchedule, check_schedule
@@ -115,9 +115,9 @@ class GaussianDiffusion:
             float32 `shape`.
         """
         check_one_of("sampler", sampler, ("ddpm",))
-        shape = tuple(shape)
-        if not shape:
-            raise ValueError(f"shape: expected (B, ...), got {shape}")
+        check_shape("shape", shape)
+        if isinstance(seed, Tensor) and seed.shape != shape[:1]:
+            raise ValueError(f"seed: expected an int or [{shape[0]}] seeds, one an image, got {describe(seed)}")
         device = _device_of(model) if device is None else torch.device(device)
         chain = self.schedule if steps is None else self.schedule.respace(steps)
         rows = samplers.ddpm(chain, self.prediction_type, self.variance_type, clip_denoised)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import autograd, ops
-from .checks import check_data, check_index, check_like, check_noise, check_one_of, describe
+from .checks import check_data, check_index, check_like, check_no_grad, check_noise, check_one_of, describe
 from .samplers import StepRows
 from .schedule import NoiseSchedule, check_schedule
 
@@ -26,7 +26,7 @@ def q_sample(x_0: Tensor, t: Tensor | int, schedule: NoiseSchedule, noise: Tenso
         noise: a key of B rows, whose normals are made on the way, or a tensor of x_0's shape.
 
     Returns:
-        x_t, of x_0's shape, dtype and layout. Differentiable in x_0.
+        x_t, of x_0's shape, dtype and layout. Differentiable in x_0, once.
 
     Raises:
         TypeError, ValueError: an argument of a wrong dtype, shape or device, named.
@@ -74,7 +74,8 @@ def mse_loss(
         reduction: "mean", "sum", or "none" for `[B]`.
 
     Returns:
-        float32 (float64 for float64): a scalar, or `[B]`. Differentiable in model_output.
+        float32 (float64 for float64): a scalar, or `[B]`. Differentiable in model_output (twice, in float32 and float64 on a
+        CPU; once elsewhere).
 
     Raises:
         TypeError, ValueError: an argument missing, or of a wrong dtype, shape or device, named.
@@ -89,6 +90,8 @@ def mse_loss(
     noise, x_0, x_t = _target_inputs(prediction_type, model_output, noise, x_0, x_t)
     target = prediction_type if x_t is None else "previous_from_x_t"
     if weight is None or isinstance(weight, str):
+        if prediction_type == "previous" and weight == "min_snr":
+            raise ValueError("weight: expected None or a table for prediction_type 'previous', got 'min_snr'")
         rows = schedule.mse_rows(target, weight, model_output.device, _arithmetic(model_output))
     else:
         rows = _weighted_rows(schedule, target, weight, model_output)
@@ -100,11 +103,14 @@ def _target_inputs(prediction_type, model_output, noise, x_0, x_t):
     needs_x_0 = prediction_type != "epsilon"
     if x_0 is not None:
         check_like("x_0", x_0, "model_output", model_output)
+        if needs_x_0:
+            check_no_grad("x_0", x_0)
     elif needs_x_0:
         raise ValueError(f"x_0: expected a tensor for prediction_type {prediction_type!r}, got None")
     if x_t is not None:
         check_like("x_t", x_t, "model_output", model_output)
         if prediction_type == "previous":
+            check_no_grad("x_t", x_t)
             return None, x_0, x_t
     if prediction_type == "sample":
         return None, x_0, None
@@ -144,7 +150,7 @@ def reverse_step(
         return_x_0: False leaves x_0_hat unwritten and returns None for it.
 
     Returns:
-        (x_prev, x_0_hat), both of x_t's shape, dtype and layout. Differentiable in model_output and x_t.
+        (x_prev, x_0_hat), both of x_t's shape, dtype and layout. Differentiable in model_output and x_t, once.
 
     Raises:
         TypeError, ValueError: an argument of a wrong dtype, shape or device, named.

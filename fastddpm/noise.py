@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .checks import check_float_dtype, check_key, describe
+from .checks import check_float_dtype, check_int, check_key, check_shape, describe
 
 TRAINING, REVERSE, INITIAL, TIMESTEP, EVALUATION = range(5)
 """Streams: training noise, a reverse step's noise, the initial x_T, the timestep t, evaluation. 5 and up are reserved."""
@@ -44,9 +44,11 @@ def noise_key(
         ValueError: a step, sample index or stream out of its range.
         TypeError: a seed that is neither an int nor an integer tensor.
     """
-    for name, value in (("step", step), ("first_sample", first_sample), ("stream", stream), ("batch_size", batch_size)):
-        if type(value) is not int and value is not None:
-            raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    check_int("step", step)
+    check_int("first_sample", first_sample)
+    check_int("stream", stream)
+    if batch_size is not None:
+        check_int("batch_size", batch_size)
     if not 0 <= step < MAX_STEP:
         raise ValueError(f"step: expected 0 <= step < 2^28, got {step}")
     if not 0 <= stream < MAX_STREAM:
@@ -98,6 +100,11 @@ def advance(key: Tensor, steps: int = 1) -> Tensor:
             asked, since that would wait for them; the step wraps inside its 28 bits there.
     """
     check_key("key", key)
+    check_int("steps", steps)
+    if key.shape[0] > 1 and key.stride(0) == 0:
+        raise ValueError(
+            "key: expected rows of their own, got an expanded tensor, whose one row would advance for each; clone it"
+        )
     ops.advance_(key, steps)
     if not torch.compiler.is_compiling():  # so that a backward which still needs the old key raises and is not wrong
         torch.autograd.graph.increment_version(key)
@@ -123,8 +130,8 @@ def randn(
     """
     check_key("key", key)
     check_float_dtype("dtype", dtype)
-    shape = tuple(shape)
-    if not shape or shape[0] != key.shape[0]:
+    check_shape("shape", shape)
+    if shape[0] != key.shape[0]:
         raise ValueError(f"shape: expected a first size of {key.shape[0]} (the key's rows), got {shape}")
     out = torch.empty(shape, dtype=dtype, device=key.device, memory_format=memory_format)
     ops.randn_(out, key)
@@ -142,6 +149,7 @@ def timesteps(key: Tensor, num_timesteps: int) -> Tensor:
         int64 `[B]`, values 0 .. T-1, on the key's device.
     """
     check_key("key", key)
+    check_int("num_timesteps", num_timesteps)
     if not 1 <= num_timesteps < 1 << 31:
         raise ValueError(f"num_timesteps: expected 1 <= T < 2^31, got {num_timesteps}")
     return ops.timesteps(key, num_timesteps)

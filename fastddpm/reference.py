@@ -146,14 +146,14 @@ def _elements(x: Tensor) -> int:
     return math.prod(x.shape[1:])
 
 
-def _row(rows: Tensor, index: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+def _row(rows: Tensor, index: Tensor, x: Tensor, name: str = "t") -> tuple[Tensor, ...]:
     """The columns of each sample's row, each shaped to broadcast over x. On the CPU an index out of range is an IndexError;
     elsewhere, where reading it would wait for the device, it makes that sample's row NaN."""
     index = index.long().reshape(-1).expand(x.shape[0])
     outside = (index < 0) | (index >= len(rows))
     if x.device.type == "cpu":
         if bool(outside.any()):
-            raise IndexError(f"t: expected 0 .. {len(rows) - 1}, got {int(index[outside][0])}")
+            raise IndexError(f"{name}: expected 0 .. {len(rows) - 1}, got {int(index[outside][0])}")
         chosen = rows[index]
     else:
         chosen = rows[index.clamp(0, len(rows) - 1)].masked_fill(outside[:, None], math.nan)
@@ -233,7 +233,7 @@ def scale_grad_(grad: Tensor, grad_loss: Tensor) -> None:
 
 
 def reverse_step(model_output, x_t, noise, index, rows, return_x_0) -> tuple[Tensor, Tensor]:
-    p_x, p_o, bound, k_x, k_0, k_o, sigma = _row(rows, index, x_t)
+    p_x, p_o, bound, k_x, k_0, k_o, sigma = _row(rows, index, x_t, "i")
     out, x = model_output.to(rows.dtype), x_t.to(rows.dtype)
     x_0 = _fma(p_o, out, p_x * x)
     x_0 = torch.where(x_0 < -bound, -bound, torch.where(x_0 > bound, bound, x_0))
@@ -245,7 +245,7 @@ def reverse_step(model_output, x_t, noise, index, rows, return_x_0) -> tuple[Ten
 
 
 def reverse_step_backward(grad_x_prev, grad_x_0, model_output, x_t, index, rows) -> tuple[Tensor, Tensor]:
-    p_x, p_o, bound, k_x, k_0, k_o, _ = _row(rows, index, x_t)
+    p_x, p_o, bound, k_x, k_0, k_o, _ = _row(rows, index, x_t, "i")
     out, x = model_output.to(rows.dtype), x_t.to(rows.dtype)
     zero = torch.zeros(x_t.shape, dtype=rows.dtype, device=x_t.device)
     g = zero if grad_x_prev is None else grad_x_prev.to(rows.dtype)

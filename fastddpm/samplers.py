@@ -34,7 +34,7 @@ class StepRows:
         return self._tables.get("indices", (len(self),), device, torch.int64)
 
     def _make_table(self, name: str) -> Tensor:
-        return self.table if name == "rows" else torch.arange(len(self))
+        return self.table if name == "rows" else torch.arange(len(self), device="cpu")
 
 
 def ddpm(

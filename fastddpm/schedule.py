@@ -35,12 +35,12 @@ class NoiseSchedule:
     def __init__(self, betas: Tensor, alphas_cumprod: Tensor, timesteps: Tensor):
         self.betas, self.alphas_cumprod, self.timesteps = betas, alphas_cumprod, timesteps
         self.alphas = 1 - betas
-        self.alphas_cumprod_prev = torch.cat((torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]))
+        self.alphas_cumprod_prev = torch.cat((torch.ones(1, dtype=torch.float64, device="cpu"), alphas_cumprod[:-1]))
         self.posterior_variance = betas * (1 - self.alphas_cumprod_prev) / (1 - alphas_cumprod)
         self.posterior_mean_x_0 = betas * self.alphas_cumprod_prev.sqrt() / (1 - alphas_cumprod)
         self.posterior_mean_x_t = self.alphas.sqrt() * (1 - self.alphas_cumprod_prev) / (1 - alphas_cumprod)
         self.num_timesteps = len(betas)
-        self.is_respaced = not torch.equal(timesteps, torch.arange(len(betas)))
+        self.is_respaced = not torch.equal(timesteps, torch.arange(len(betas), device="cpu"))
         self.has_zero_terminal_snr = bool(alphas_cumprod[-1] == 0)
         self._tables = Tables(self._make_table)
 
@@ -58,7 +58,7 @@ class NoiseSchedule:
         """Betas evenly spaced between the ends as given (Ho et al. 2020). They are not scaled by 1000/T, as diffusers' are not;
         OpenAI and lucidrains scale them: pass the scaled ends for theirs."""
         _check_steps(num_timesteps)
-        return cls.from_betas(torch.linspace(beta_start, beta_end, num_timesteps, dtype=torch.float64))
+        return cls.from_betas(torch.linspace(beta_start, beta_end, num_timesteps, dtype=torch.float64, device="cpu"))
 
     @classmethod
     def scaled_linear(cls, num_timesteps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> "NoiseSchedule":
@@ -66,7 +66,7 @@ class NoiseSchedule:
         _check_steps(num_timesteps)
         _check_positive("beta_start", beta_start)
         _check_positive("beta_end", beta_end)
-        roots = torch.linspace(math.sqrt(beta_start), math.sqrt(beta_end), num_timesteps, dtype=torch.float64)
+        roots = torch.linspace(math.sqrt(beta_start), math.sqrt(beta_end), num_timesteps, dtype=torch.float64, device="cpu")
         return cls.from_betas(roots**2)
 
     @classmethod
@@ -102,7 +102,7 @@ class NoiseSchedule:
         """
         betas = _table("betas", betas)
         _check_values("betas", betas, (1 - betas < 1) & (betas <= 1), "in (0, 1]")
-        return cls(betas, torch.cumprod(1 - betas, 0), torch.arange(len(betas)))
+        return cls(betas, torch.cumprod(1 - betas, 0), torch.arange(len(betas), device="cpu"))
 
     @classmethod
     def from_alphas_cumprod(cls, alphas_cumprod: Tensor | Sequence[float]) -> "NoiseSchedule":
@@ -114,9 +114,9 @@ class NoiseSchedule:
         inside = (abar > 0) & (abar < 1)
         inside[-1] |= abar[-1] == 0
         _check_values(name, abar, inside, "in (0, 1), the last in [0, 1)")
-        before = torch.cat((torch.ones(1, dtype=torch.float64), abar[:-1]))
+        before = torch.cat((torch.ones(1, dtype=torch.float64, device="cpu"), abar[:-1]))
         _check_values(name, abar, abar < before, "strictly decreasing")
-        return cls(1 - abar / before, abar, torch.arange(len(abar)) if timesteps is None else timesteps)
+        return cls(1 - abar / before, abar, torch.arange(len(abar), device="cpu") if timesteps is None else timesteps)
 
     # ---- how to change one ----
 
@@ -148,16 +148,16 @@ class NoiseSchedule:
             raise ValueError(f"steps: expected 1 .. {total}, got {steps}")
         check_one_of("spacing", spacing, SPACINGS)
         if spacing == "leading":
-            return torch.arange(steps) * (total // steps)
+            return torch.arange(steps, device="cpu") * (total // steps)
         if spacing == "linspace":
-            return torch.linspace(0, total - 1, steps, dtype=torch.float64).round().long()
-        return (total - torch.arange(steps, dtype=torch.float64) * (total / steps)).round().long().flip(0) - 1
+            return torch.linspace(0, total - 1, steps, dtype=torch.float64, device="cpu").round().long()
+        return (total - torch.arange(steps, dtype=torch.float64, device="cpu") * (total / steps)).round().long().flip(0) - 1
 
     def _listed(self, steps: Sequence[int] | Tensor) -> Tensor:
-        index = torch.as_tensor(steps)
+        index = torch.as_tensor(steps, device="cpu")
         if index.dim() != 1 or index.numel() == 0 or index.is_floating_point() or index.dtype == torch.bool:
             raise ValueError(f"steps: expected an int or a list of ints, got {describe(index)}")
-        index = index.long().cpu()
+        index = index.long()
         if len(index) > 1 and index[0] > index[-1]:
             index = index.flip(0)
         if bool((index[1:] <= index[:-1]).any()) or index[0] < 0 or index[-1] >= len(self):
@@ -229,7 +229,7 @@ class NoiseSchedule:
         if name == "timesteps":
             return self.timesteps
         if name == "indices":
-            return torch.arange(len(self))
+            return torch.arange(len(self), device="cpu")
         _, target, weight = name.split()
         weights = torch.ones_like(self.betas) if weight == "None" else self.min_snr_weights(target)
         return torch.stack((*self._target(target), weights), 1)
@@ -268,7 +268,7 @@ def _check_positive(name: str, value: float) -> None:
 
 
 def _table(name: str, values: Tensor | Sequence[float]) -> Tensor:
-    table = torch.as_tensor(values, dtype=torch.float64).detach().to("cpu", copy=True)
+    table = torch.as_tensor(values, dtype=torch.float64, device="cpu").detach().clone()
     if table.dim() != 1 or table.numel() == 0:
         raise ValueError(f"{name}: expected one dimension and one value or more, got shape {list(table.shape)}")
     return table

@@ -44,7 +44,8 @@ class Tables:
 
 
 def _table(owner: int, name: str, shape: list[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    return _owners[owner].get(name, tuple(shape), device, dtype)
+    """A copy: a compiler takes what an op returns for its own, and writes into its memory when it is done with it."""
+    return _owners[owner].get(name, tuple(shape), device, dtype).clone()
 
 
 def _fake_table(owner: int, name: str, shape: list[int], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -104,8 +104,8 @@ CASES = {
         r"noise: expected an int64 key \[4, 2\] from noise_key.*, got int64 \[4, 3\]",
     ),
     "noise of another shape": (lambda: sample(noise=X[..., 0]), ValueError, "noise: " + SHAPES.format("x_0")),
-    "noise of int32": (lambda: sample(noise=KEY.int()), TypeError, f"noise: {FLOATING}, got int32"),
-    "noise a seed": (lambda: sample(noise=42), TypeError, f"noise: {FLOATING}, got int"),
+    "noise of int32": (lambda: sample(noise=KEY.int()), TypeError, rf"noise: {FLOATING} \(a key is int64\), got int32"),
+    "noise a seed": (lambda: sample(noise=42), TypeError, rf"noise: {FLOATING} \(a key is int64\), got int"),
     "noise elsewhere": (lambda: sample(noise=X.to(META)), ValueError, "noise: expected x_0's device cpu, got meta"),
     "noise that wants a gradient": (
         lambda: sample(noise=X.clone().requires_grad_()),
@@ -166,7 +166,28 @@ CASES = {
     "seeds and a sample too large": (lambda: noise_key(T, first_sample=2**32), ValueError, "first_sample: .*got 4294967296"),
     "randn key": (lambda: randn(T, (4, 3)), TypeError, r"key: expected an int64 key \[B, 2\] from noise_key, got int64 \[4\]"),
     "randn shape": (lambda: randn(KEY, (3, 4)), ValueError, r"shape: expected a first size of 4 .*, got \(3, 4\)"),
-    "randn no shape": (lambda: randn(KEY, ()), ValueError, r"shape: expected a first size of 4 .*, got \(\)"),
+    "randn no shape": (lambda: randn(KEY, ()), ValueError, r"shape: expected \(B, ...\), got \(\)"),
+    "randn a size": (lambda: randn(KEY, 4), ValueError, r"shape: expected \(B, ...\), got 4"),
+    "randn a negative size": (lambda: randn(KEY, (4, -1)), ValueError, r"shape: expected \(B, ...\), got \(4, -1\)"),
+    "advance by a float": (lambda: advance(noise_key(0), 1.5), TypeError, "steps: expected an int, got float"),
+    "advance what is expanded": (lambda: advance(noise_key(0).expand(4, 2)), ValueError, "key: expected rows of their own"),
+    "timesteps of a float": (lambda: timesteps(KEY, 2.5), TypeError, "num_timesteps: expected an int, got float"),
+    "step none": (lambda: noise_key(0, None), TypeError, "step: expected an int, got NoneType"),
+    "min_snr of previous": (
+        lambda: mse_loss(X, T, SCHEDULE, x_0=X, x_t=X, prediction_type="previous", weight="min_snr"),
+        ValueError,
+        "weight: expected None or a table .*, got 'min_snr'",
+    ),
+    "data that wants a gradient": (
+        lambda: mse_loss(X, T, SCHEDULE, x_0=X.clone().requires_grad_(), prediction_type="sample"),
+        ValueError,
+        "x_0: expected a tensor that does not require grad",
+    ),
+    "step's index out of range": (
+        lambda: reverse_step(X, X, torch.tensor([0, 1, 2, 9999]), samplers.ddpm(SCHEDULE)),
+        IndexError,
+        "i: expected 0 .*, got 9999",
+    ),
     "randn dtype": (lambda: randn(KEY, (4, 3), torch.int32), TypeError, "dtype: expected float32, .*, got torch.int32"),
     "timesteps key": (lambda: timesteps(X, 10), TypeError, r"key: expected an int64 key .*, got float32 \[4, 3, 5, 5\]"),
     "timesteps none": (lambda: timesteps(KEY, 0), ValueError, r"num_timesteps: expected 1 <= T < 2\^31, got 0"),
@@ -240,7 +261,7 @@ DIFFUSION_CASES = {
     "seeds of another batch": (
         lambda: GaussianDiffusion(SCHEDULE).sample(identity, (3, 2), seed=torch.tensor([1, 2])),
         ValueError,
-        "batch_size: expected 2 .*, got 3",
+        r"seed: expected an int or \[3\] seeds, .*, got int64 \[2\]",
     ),
 }
 

@@ -106,7 +106,7 @@ def test_interrupt_outside_the_training_loop(capsys, monkeypatch):
 
 def test_missing_packages_are_named(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "fastddpm.train.results", None)
-    assert "pip install 'fastddpm[train]'" in fails(["sample", "run"], capsys)
+    assert "pip install '.[train]'" in fails(["sample", "run"], capsys)
 
 
 def test_info(capsys):

@@ -417,3 +417,10 @@ def test_zero_terminal_snr_refuses_epsilon():
 def test_zero_terminal_snr_needs_two_steps():
     with pytest.raises(ValueError, match="zero_terminal_snr: expected a schedule of 2 steps or more, got 1"):
         NoiseSchedule.linear(1, 0.1, 0.1).zero_terminal_snr()
+
+
+def test_a_default_device_does_not_move_the_tables():
+    with torch.device("meta"):
+        schedule = NoiseSchedule.cosine(20).zero_terminal_snr().respace(10).respace(5, "leading").respace([0, 2, 4])
+        assert schedule.betas.device.type == schedule.timesteps.device.type == "cpu"
+        assert schedule.indices_on(torch.device("cpu")).device.type == "cpu"

@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             return options.command(options)
         except ModuleNotFoundError as error:
-            return _fail(f"{error}. The trainer's packages come with: pip install 'fastddpm[train]'")
+            return _fail(f"{error}. The trainer's packages come with: pip install '.[train]'")
         except (UsageError, OSError) as error:
             return _fail(str(error))
         except KeyboardInterrupt:

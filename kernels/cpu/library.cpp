@@ -18,6 +18,7 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 #include "plan.h"
@@ -63,10 +64,11 @@ Tensor fresh_like(const Tensor& x) {
   Tensor out = x.is_contiguous() ? empty(x.sizes().data(), x.strides().data(), x.dim(), raw_dtype(x))
                                  : torch::stable::empty_like(x);  // a microsecond dearer: it goes through the dispatcher
 #if defined(__linux__)
-  constexpr uintptr_t kPage = 4096, kWorthwhile = 4 << 20;
-  const auto begin = (reinterpret_cast<uintptr_t>(out.data_ptr()) + kPage - 1) / kPage * kPage;
+  constexpr uintptr_t kWorthwhile = 1 << 20;
+  static const uintptr_t page = uintptr_t(sysconf(_SC_PAGESIZE));
+  const auto begin = (reinterpret_cast<uintptr_t>(out.data_ptr()) + page - 1) / page * page;
   const size_t bytes = size_t(out.numel()) * out.element_size();
-  if (bytes >= kWorthwhile) madvise(reinterpret_cast<void*>(begin), (bytes - kPage) / kPage * kPage, MADV_HUGEPAGE);
+  if (bytes >= kWorthwhile) madvise(reinterpret_cast<void*>(begin), (bytes - page) / page * page, MADV_HUGEPAGE);
 #endif
   return out;
 }
@@ -185,7 +187,7 @@ void bind_key(Noise& noise, const MaybeTensor& key, int64_t batch) {
 }
 
 // Each sample's row number, checked.
-std::vector<int64_t> row_numbers(const Tensor& t, const Tensor& rows, int64_t batch) {
+std::vector<int64_t> row_numbers(const char* name, const Tensor& t, const Tensor& rows, int64_t batch) {
   const bool wide = t.scalar_type() == ScalarType::Long;
   STD_TORCH_CHECK(t.is_cpu() && (wide || t.scalar_type() == ScalarType::Int) && t.dim() <= 1 &&
                       (t.numel() == 1 || t.numel() == batch),
@@ -196,7 +198,7 @@ std::vector<int64_t> row_numbers(const Tensor& t, const Tensor& rows, int64_t ba
     const int64_t n = wide ? static_cast<const int64_t*>(t.data_ptr())[b * stride]
                            : int64_t(static_cast<const int32_t*>(t.data_ptr())[b * stride]);
     if (n < 0 || n >= count)
-      throw std::out_of_range("t: expected 0 .. " + std::to_string(count - 1) + ", got " + std::to_string(n));
+      throw std::out_of_range(std::string(name) + ": expected 0 .. " + std::to_string(count - 1) + ", got " + std::to_string(n));
     numbers[static_cast<size_t>(b)] = n;
   }
   return numbers;
@@ -272,7 +274,7 @@ Tensor noising(const Tensor& x, const MaybeTensor& noise, const Tensor& t, const
   Tensor out = fresh_like(x);
   NoisingArgs args;
   args.plan = bind({{&args.x, &x}, {&args.out, &out}, {&args.noise.tensor, noise_tensor(noise)}});
-  const auto numbers = row_numbers(t, rows, args.plan.batch);
+  const auto numbers = row_numbers("t", t, rows, args.plan.batch);
   args.rows = rows_of(rows, numbers, 2);
   bind_key(args.noise, noise, args.plan.batch);
   run(kernels->noising, args);
@@ -292,7 +294,7 @@ struct Mse {
                       {&args.x_t, pointer(x_t)},
                       {&args.grad, grad},
                       {&args.noise.tensor, noise_tensor(noise)}});
-    numbers = row_numbers(t, rows, args.plan.batch);
+    numbers = row_numbers("t", t, rows, args.plan.batch);
     args.rows = rows_of(rows, numbers, 4);
     bind_key(args.noise, noise, args.plan.batch);
     args.count = args.plan.numel * (reduction == kMean ? args.plan.batch : 1);
@@ -374,7 +376,7 @@ std::tuple<Tensor, Tensor> reverse_step(const Tensor& model_output, const Tensor
                     {&args.x_prev, &x_prev},
                     {&args.x_0, return_x_0 ? &x_0 : nullptr},
                     {&args.noise.tensor, noise_tensor(noise)}});
-  const auto numbers = row_numbers(index, rows, args.plan.batch);
+  const auto numbers = row_numbers("i", index, rows, args.plan.batch);
   args.rows = rows_of(rows, numbers, 7);
   bind_key(args.noise, noise, args.plan.batch);
   run(kernels->reverse, args);
@@ -392,7 +394,7 @@ std::tuple<Tensor, Tensor> reverse_step_backward(const MaybeTensor& grad_x_prev,
                     {&args.grad_x_0, pointer(grad_x_0)},
                     {&args.grad_model_output, &grad_model_output},
                     {&args.grad_x_t, &grad_x_t}});
-  const auto numbers = row_numbers(index, rows, args.plan.batch);
+  const auto numbers = row_numbers("i", index, rows, args.plan.batch);
   args.rows = rows_of(rows, numbers, 7);
   run(kernels->reverse_backward, args);
   return {grad_model_output, grad_x_t};

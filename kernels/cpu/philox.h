@@ -11,6 +11,7 @@ namespace FASTDDPM_ISA {
 
 constexpr int kTogether = 4;  // vectors worked on side by side: each hides the latency of the others
 constexpr int kStep = 4 * kBlocks * kTogether;  // normals made at a time
+static_assert(fastddpm::kSlack >= kStep + 3, "a run may begin up to 3 normals into its block, and ends with a whole step");
 constexpr uint64_t kMultiply0 = 0xD2511F53u, kMultiply1 = 0xCD9E8D57u;
 
 #define FASTDDPM_INLINE inline __attribute__((always_inline))  // kept apart, the vectors would go through memory
@@ -109,7 +110,7 @@ FASTDDPM_INLINE void cos_sin(const Bits* word, Floats* cos, Floats* sin) {
   });
   each([&](int g) {
     const Bits turned = add(word[g], bits(0x20000000u)), odd = shift_left<1>(turned);
-    cos[g] = flip_sign(select(odd, c[g], s[g]), exclusive_or(turned, odd, 0));
+    cos[g] = flip_sign(select(odd, c[g], s[g]), exclusive_or(turned, odd));
     sin[g] = flip_sign(select(odd, s[g], c[g]), turned);
   });
 }

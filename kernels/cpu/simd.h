@@ -35,7 +35,7 @@ inline Bits add(Bits a, Bits b) { return _mm512_add_epi32(a, b); }
 inline Bits subtract(Bits a, Bits b) { return _mm512_sub_epi32(a, b); }
 template <int N> inline Bits shift_left(Bits a) { return _mm512_slli_epi32(a, N); }
 template <int N> inline Bits shift_right_signed(Bits a) { return _mm512_srai_epi32(a, N); }
-inline Bits exclusive_or(Bits a, Bits b, int) { return _mm512_xor_si512(a, b); }
+inline Bits exclusive_or(Bits a, Bits b) { return _mm512_xor_si512(a, b); }
 
 inline Floats floats(float x) { return _mm512_set1_ps(x); }
 inline Floats from_unsigned(Bits a) { return _mm512_cvtepu32_ps(a); }
@@ -76,7 +76,7 @@ inline Bits add(Bits a, Bits b) { return _mm256_add_epi32(a, b); }
 inline Bits subtract(Bits a, Bits b) { return _mm256_sub_epi32(a, b); }
 template <int N> inline Bits shift_left(Bits a) { return _mm256_slli_epi32(a, N); }
 template <int N> inline Bits shift_right_signed(Bits a) { return _mm256_srai_epi32(a, N); }
-inline Bits exclusive_or(Bits a, Bits b, int) { return _mm256_xor_si256(a, b); }
+inline Bits exclusive_or(Bits a, Bits b) { return _mm256_xor_si256(a, b); }
 
 inline Floats floats(float x) { return _mm256_set1_ps(x); }
 inline Floats from_signed(Bits a) { return _mm256_cvtepi32_ps(a); }
@@ -127,7 +127,7 @@ template <int N> inline Bits shift_left(Bits a) { return each<Bits>([&](int i) {
 template <int N> inline Bits shift_right_signed(Bits a) {
   return each<Bits>([&](int i) { return uint32_t(int32_t(a.v[i]) >> N); });
 }
-inline Bits exclusive_or(Bits a, Bits b, int) { return each<Bits>([&](int i) { return a.v[i] ^ b.v[i]; }); }
+inline Bits exclusive_or(Bits a, Bits b) { return each<Bits>([&](int i) { return a.v[i] ^ b.v[i]; }); }
 
 inline Floats floats(float x) { return each<Floats>([&](int) { return x; }); }
 inline Floats from_unsigned(Bits a) { return each<Floats>([&](int i) { return float(a.v[i]); }); }
