@@ -20,6 +20,7 @@ _TARGET = "Tensor model_output, Tensor? noise, Tensor? x_0, Tensor? x_t, Tensor 
 def _define(name: str, signature: str) -> torch._ops.OpOverload:
     _library.define(f"{name}{signature}", tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, getattr(reference, name), "CompositeExplicitAutograd")
+    _library.impl(name, torch.library.fallthrough_kernel, "Autograd")  # autograd.py's Functions are round the ops
     return getattr(torch.ops.fastddpm, name).default
 
 
