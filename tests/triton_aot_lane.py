@@ -105,6 +105,7 @@ def _variants() -> dict[str, Variant]:
     made |= {
         "noising key fp32 4 channels last": Variant(noising_kernel, channels=4),
         "noising key bf16 4 channels last": Variant(noising_kernel, "bf16", channels=4),
+        "noising fp32 96 channels last, a call an element": Variant(noising_kernel, channels=96, block=1024),
         "noising key fp32 16 a thread": Variant(noising_kernel, block=2048),
         "noising key fp32 8 a thread": Variant(noising_kernel, block=256, warps=1),
         "noising key fp32 unaligned": Variant(noising_kernel, aligned=False),

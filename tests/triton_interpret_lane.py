@@ -173,7 +173,7 @@ def test_randn(exact, shape):
 
 
 CHANNELS_LAST = [(2, 3, 8, 8), (2, 3, 5, 7), (1, 4, 40, 40), (1, 2, 3, 3), (1, 5, 31, 29), (1, 17, 9, 2),
-                 (1, 64, 3, 5), (1, 65, 3, 2), (2, 3, 2, 3, 5)]  # fmt: skip
+                 (1, 64, 3, 5), (1, 65, 3, 2), (2, 130, 3, 5), (2, 3, 2, 3, 5)]  # fmt: skip
 
 
 @pytest.mark.parametrize("shape", CHANNELS_LAST, ids=str)

@@ -6,7 +6,9 @@ bytes wide. With CHANNELS = 0 memory order is logical order. Otherwise (channels
 [spatial, CHANNELS] and its element e = c * spatial + s: the tile is a run of positions with all their channels. Each
 channel's Philox blocks run along the positions, so that all four normals of a block are used, and a gather through shared
 memory brings the normals into memory order. A channel's first block may begin up to three positions before the tile, so
-each channel gets one block more. Without a key no order of elements matters, and channels_last is walked as CHANNELS = 0.
+each channel gets one block more. With more than _MAX_CHANNELS a tile would hold too few positions: there each element makes
+a Philox call of its own and uses one normal of its four, which costs arithmetic and no copy. Without a key no order of
+elements matters, and channels_last is walked as CHANNELS = 0.
 """
 
 import contextlib
@@ -20,9 +22,13 @@ from torch import Tensor
 import triton
 import triton.language as tl
 
-from .philox import four_normals
+from .philox import cos_sin, four_normals, radius, words
+
+_MAX_CHANNELS = 64
 
 # ---- on the device ----
+
+_GATHERED = tl.constexpr(_MAX_CHANNELS)
 
 
 @triton.constexpr_function
@@ -35,7 +41,7 @@ def positions_of(block, channels):
 def _place(elements, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
     """This program's sample, and its first element or, in channels_last, its first position."""
     program = tl.program_id(0)
-    if CHANNELS == 0:
+    if CHANNELS == 0 or CHANNELS > _GATHERED:
         step: tl.constexpr = BLOCK
         tiles = (elements - 1) // step + 1
     else:
@@ -50,7 +56,7 @@ def tile(elements, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
     """(sample, where in the tensors' memory the tile starts, offsets from there, mask)."""
     sample, start = _place(elements, CHANNELS, BLOCK)
     offsets = tl.arange(0, BLOCK)
-    if CHANNELS == 0:
+    if CHANNELS == 0 or CHANNELS > _GATHERED:
         first = sample * elements + start
         mask = offsets < elements - start
     else:
@@ -65,6 +71,16 @@ def tile_normals(key_ptr, elements, CHANNELS: tl.constexpr, BLOCK: tl.constexpr)
     """float32 [BLOCK]: the normals of the tile's elements. Four neighbours in the logical order come of one Philox call."""
     sample, start = _place(elements, CHANNELS, BLOCK)
     seed, subsequence = tl.load(key_ptr + sample * 2), tl.load(key_ptr + sample * 2 + 1)
+    if CHANNELS > _GATHERED:
+        z = _wide_normals(start + tl.arange(0, BLOCK), elements, seed, subsequence, CHANNELS)
+    else:
+        z = _block_normals(start, elements, seed, subsequence, CHANNELS, BLOCK)
+    return z
+
+
+@triton.jit
+def _block_normals(start, elements, seed, subsequence, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
+    """All four normals of each Philox call, brought into memory order."""
     lane = tl.arange(0, BLOCK // 4)
     if CHANNELS == 0:
         # BLOCK is a power of two, so a tile's blocks never straddle 2^32: their upper half is one value
@@ -89,6 +105,18 @@ def tile_normals(key_ptr, elements, CHANNELS: tl.constexpr, BLOCK: tl.constexpr)
 
 
 @triton.jit
+def _wide_normals(position, elements, seed, subsequence, CHANNELS: tl.constexpr):
+    """The normal of each memory position of a channels_last sample, by a Philox call of its own."""
+    s = position // CHANNELS
+    element = (position - s * CHANNELS) * (elements // CHANNELS) + s
+    upper = (element.to(tl.int64) >> 34).to(tl.uint32)
+    w0, w1, w2, w3 = words((element >> 2).to(tl.uint32), upper, seed, subsequence)
+    second = (element & 2) != 0
+    cos, sin = cos_sin(tl.where(second, w3, w1))
+    return radius(tl.where(second, w2, w0)) * tl.where((element & 1) != 0, sin, cos)
+
+
+@triton.jit
 def tile_noise(noise_ptr, elements, first, offsets, mask, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
     """The tile's noise in float32: made from a key (int64), or read."""
     if noise_ptr.dtype.element_ty == tl.int64:
@@ -110,7 +138,7 @@ def coefficient(rows_ptr, t, num_rows, COLUMN: tl.constexpr, COLUMNS: tl.constex
 _PER_THREAD = ((1 << 22, 32), (1 << 20, 16), (0, 8))
 _WARPS = (4, 2, 1)
 _PADDING = 1.125  # accept that many lanes for each element; beyond it try fewer warps
-_MAX_CHANNELS = 64  # wider channels_last data is copied: a tile would hold too few positions
+_WIDE_PER_THREAD = 8  # a Philox call an element keeps four times the words
 
 FLAGS = {"enable_fp_fusion": False}
 """Compile options of every kernel: no contraction of a mul and an add into an fma that the contract does not name."""
@@ -125,6 +153,9 @@ class Plan(NamedTuple):
 @lru_cache(maxsize=1024)
 def plan(batch: int, elements: int, channels: int, size: int | None = None) -> Plan:
     """How many programs of what size. `size` stands in for batch * elements where the cut must not depend on the batch."""
+    if channels > _MAX_CHANNELS:
+        block = 32 * _WARPS[0] * _WIDE_PER_THREAD
+        return Plan((batch * max(1, -(-elements // block)),), block, _WARPS[0])
     per_thread = next(n for at_least, n in _PER_THREAD if (batch * elements if size is None else size) >= at_least)
     best, least = None, None
     for warps in _WARPS:
@@ -147,7 +178,7 @@ def memory_format(x: Tensor, noise: Tensor | None) -> tuple[torch.memory_format,
         return torch.contiguous_format, 0  # x is copied, and so is the result
     if noise is None or noise.dtype != torch.int64:
         return last, 0
-    return (last, x.shape[1]) if x.shape[1] <= _MAX_CHANNELS else (torch.contiguous_format, 0)
+    return last, x.shape[1]
 
 
 def operand(x: Tensor | None, layout: torch.memory_format) -> Tensor | None:
