@@ -119,6 +119,8 @@ def test_pip_installs_it(tree, tmp_path, arguments):
     """In an environment of its own that sees this one's torch. The isolated build needs the package index."""
     run([sys.executable, "-m", "venv", "--system-site-packages", str(tmp_path / "venv")], tmp_path)
     (tmp_path / "pins.txt").write_text("torch==2.13.0\n")
+    # before Python 3.12 a new environment brings a setuptools of its own, too old for this pyproject.toml
+    run([str(tmp_path / "venv/bin/python"), "-m", "pip", "uninstall", "-y", "setuptools"], tmp_path)
     site = next((tmp_path / "venv/lib").glob("python*/site-packages"))
     (site / "outer.pth").write_text(sysconfig.get_path("purelib") + "\n")
     pip = [str(tmp_path / "venv/bin/python"), "-m", "pip", "install", "--no-deps", *arguments]
