@@ -103,6 +103,44 @@ template <class T> inline void write(const View& v, int64_t offset, int64_t stri
   }
 }
 
+// ---- positions, `pitch` apart in memory, of `channels` elements that lie together on the other side ----
+
+// Copies between a pitched tensor and a dense buffer. Few channels are unrolled: a loop of three would not be vectorised.
+template <int C, class To, class From, class F>
+inline void copy_positions(const From* from, int64_t from_pitch, To* to, int64_t to_pitch, int64_t channels, int64_t n, F convert) {
+  const int64_t width = C ? C : channels;
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t c = 0; c < width; ++c) to[i * to_pitch + c] = To(convert(from[i * from_pitch + c]));
+}
+template <class To, class From, class F>
+inline void copy_pitched(const From* from, int64_t from_pitch, To* to, int64_t to_pitch, int64_t channels, int64_t n, F convert) {
+  if (channels == 3 && from_pitch == 6) return copy_positions<3>(from, 6, to, 3, 3, n, convert);
+  if (channels == 3 && to_pitch == 6) return copy_positions<3>(from, 3, to, 6, 3, n, convert);
+  copy_positions<0>(from, from_pitch, to, to_pitch, channels, n, convert);
+}
+template <class T> inline void read_pitched(const View& v, int64_t offset, int64_t channels, int64_t n, T* to) {
+  const char* from = v.data + offset * size_of(v.dtype);
+  const auto same = [](auto x) { return x; };
+  switch (v.dtype) {
+    case Dtype::kFloat32: return copy_pitched((const float*)from, v.pitch, to, channels, channels, n, same);
+    case Dtype::kFloat64: return copy_pitched((const double*)from, v.pitch, to, channels, channels, n, same);
+    case Dtype::kBFloat16: return copy_pitched((const uint16_t*)from, v.pitch, to, channels, channels, n, widen_bfloat16);
+    case Dtype::kFloat16: return copy_pitched((const uint16_t*)from, v.pitch, to, channels, channels, n, widen_float16);
+  }
+}
+template <class T> inline void write_pitched(const View& v, int64_t offset, int64_t channels, int64_t n, const T* from) {
+  char* to = v.data + offset * size_of(v.dtype);
+  const auto same = [](auto x) { return x; };
+  const auto to_bfloat16 = [](T x) { return narrow_bfloat16(float(x)); };
+  const auto to_float16 = [](T x) { return narrow_float16(float(x)); };
+  switch (v.dtype) {
+    case Dtype::kFloat32: return copy_pitched(from, channels, (float*)to, v.pitch, channels, n, same);
+    case Dtype::kFloat64: return copy_pitched(from, channels, (double*)to, v.pitch, channels, n, same);
+    case Dtype::kBFloat16: return copy_pitched(from, channels, (uint16_t*)to, v.pitch, channels, n, to_bfloat16);
+    case Dtype::kFloat16: return copy_pitched(from, channels, (uint16_t*)to, v.pitch, channels, n, to_float16);
+  }
+}
+
 // ---- the chunk ----
 
 struct Chunk {
@@ -115,8 +153,10 @@ struct Chunk {
     count = p.numel - first < width ? p.numel - first : width;
   }
 
-  bool direct(const View& v) const { return plan.layout != Layout::kStrided || v.contiguous; }
+  bool pitched(const View& v) const { return plan.layout == Layout::kInterleaved && v.pitch != plan.channels; }
+  bool direct(const View& v) const { return plan.layout == Layout::kStrided ? v.contiguous : !pitched(v); }
   int64_t offset(const View& v) const { return sample * v.batch_stride; }
+  int64_t pitched_offset(const View& v) const { return offset(v) + first / plan.channels * v.pitch; }
 
   // Calls run(position in the chunk, offset in memory, stride, length) for each run of a tensor that is not direct.
   template <class F> void runs(const View& v, F run) const {
@@ -143,6 +183,14 @@ struct Chunk {
 
   template <class T> static constexpr Dtype native() { return sizeof(T) == 8 ? Dtype::kFloat64 : Dtype::kFloat32; }
 
+  // Asks for the chunk of v while its noise is being made: memory then runs under arithmetic.
+  template <int kForWriting> void prefetch(const View& v) const {
+    constexpr int64_t kLine = 64;
+    if (!v.data || !direct(v)) return;
+    const char* at = v.data + (offset(v) + first) * size_of(v.dtype);
+    for (int64_t i = 0; i < count * size_of(v.dtype); i += kLine) __builtin_prefetch(at + i, kForWriting);
+  }
+
   // The chunk of v for reading, or null where there is no such tensor.
   template <class T> const T* fetch(const View& v, Buffer<T>& buffer) const {
     if (!v.data) return nullptr;
@@ -150,6 +198,8 @@ struct Chunk {
       const int64_t at = offset(v) + first;
       if (v.dtype == native<T>()) return reinterpret_cast<const T*>(v.data) + at;
       read(v, at, 1, count, buffer.values);
+    } else if (pitched(v)) {
+      read_pitched(v, pitched_offset(v), plan.channels, count / plan.channels, buffer.values);
     } else {
       runs(v, [&](int64_t i, int64_t at, int64_t stride, int64_t n) { read(v, at, stride, n, buffer.values + i); });
     }
@@ -165,6 +215,7 @@ struct Chunk {
   template <class T> void commit(const View& v, const T* from, const Buffer<T>& buffer) const {
     if (from != buffer.values) return;
     if (direct(v)) return write(v, offset(v) + first, 1, count, from);
+    if (pitched(v)) return write_pitched(v, pitched_offset(v), plan.channels, count / plan.channels, from);
     runs(v, [&](int64_t i, int64_t at, int64_t stride, int64_t n) { write(v, at, stride, n, from + i); });
   }
 

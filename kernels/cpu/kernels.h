@@ -3,6 +3,7 @@
 #include "mse.h"
 #include "noising.h"
 #include "reverse.h"
+#include "vlb.h"
 
 namespace FASTDDPM_ISA {
 
@@ -49,6 +50,7 @@ constexpr Kernels table(const char* name, bool (*runs_here)()) {
           ByRows<noising<float>, noising<double>>::template run<NoisingArgs>,
           ByRows<mse<float>, mse<double>>::template run<MseArgs>,
           scale_any,
+          ByRows<vlb<float>, vlb<double>>::template run<VlbArgs>,
           ByRows<reverse<float>, reverse<double>>::template run<ReverseArgs>,
           ByRows<reverse_backward<float>, reverse_backward<double>>::template run<ReverseBackwardArgs>,
           box_muller_rows};

@@ -1,222 +1,21 @@
-// The boundary: tensors of the ops (fastddpm/ops.py holds their schemas) become plans and views, and chunks go to threads.
+// The ops (fastddpm/ops.py holds their schemas): each binds its tensors and hands the chunks to threads.
 //
-// On libtorch's stable ABI: one binary for torch >= 2.10. What the public functions have checked is checked again only as
-// far as memory is at stake; the range of t is this file's to check. Errors are raised before any thread starts.
+// On libtorch's stable ABI: one binary for torch >= 2.10. Errors are raised before any thread starts.
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <cstdlib>
 #include <cstring>
-#include <initializer_list>
-#include <optional>
-#include <stdexcept>
-#include <string>
 #include <tuple>
-#include <vector>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#include <unistd.h>
-#endif
-
-#include "plan.h"
+#include "bind.h"
+#include "vlb_ops.h"
 
 namespace fastddpm {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using MaybeTensor = std::optional<Tensor>;
-
-constexpr int kNone = 0, kMean = 1;
-constexpr int64_t kGrain = 32;                     // chunks a thread takes at least: some 10 us of work
-constexpr int64_t kMaxElements = int64_t(1) << 34;  // of a sample: 2^32 Philox blocks
 constexpr int64_t kStepBits = 28, kStepMask = (int64_t(1) << kStepBits) - 1;
 
-const Kernels* kernels = nullptr;  // chosen when the module is loaded
-
-// ---- outputs ----
-
-Tensor empty(const int64_t* sizes, const int64_t* strides, int64_t dims, int32_t dtype) {
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(dims, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
-}
-
-int32_t raw_dtype(const Tensor& x) {
-  int32_t dtype;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x.get(), &dtype));
-  return dtype;
-}
-
-// [count] of x's dtype, or a scalar where there is no count.
-Tensor fresh(const Tensor& x, std::optional<int64_t> count) {
-  const int64_t size = count.value_or(1), stride = 1;
-  return empty(&size, &stride, count ? 1 : 0, raw_dtype(x));
-}
-
-// Like x, in pages of 2 MiB where it is large. The system gives a fresh large tensor page by page as it is first written, and
-// in pages of 4 KiB that costs more than a kernel's arithmetic and its traffic together.
-Tensor fresh_like(const Tensor& x) {
-  Tensor out = x.is_contiguous() ? empty(x.sizes().data(), x.strides().data(), x.dim(), raw_dtype(x))
-                                 : torch::stable::empty_like(x);  // a microsecond dearer: it goes through the dispatcher
-#if defined(__linux__)
-  constexpr uintptr_t kWorthwhile = 1 << 20;
-  static const uintptr_t page = uintptr_t(sysconf(_SC_PAGESIZE));
-  const auto begin = (reinterpret_cast<uintptr_t>(out.data_ptr()) + page - 1) / page * page;
-  const size_t bytes = size_t(out.numel()) * out.element_size();
-  if (bytes >= kWorthwhile) madvise(reinterpret_cast<void*>(begin), (bytes - page) / page * page, MADV_HUGEPAGE);
-#endif
-  return out;
-}
-
-// ---- tensors to views ----
-
-Dtype dtype_of(const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float: return Dtype::kFloat32;
-    case ScalarType::Double: return Dtype::kFloat64;
-    case ScalarType::BFloat16: return Dtype::kBFloat16;
-    case ScalarType::Half: return Dtype::kFloat16;
-    default: STD_TORCH_CHECK(false, "expected a float32, float64, bfloat16 or float16 tensor"); return Dtype::kFloat32;
-  }
-}
-
-struct Binding {
-  View* view;
-  const Tensor* tensor;
-};
-
-// The tensors that a call was given; no op has more than six.
-struct Bindings {
-  Binding all[6];
-  int count = 0;
-  Bindings(std::initializer_list<Binding> given) {
-    for (const auto& b : given)
-      if (b.tensor) all[count++] = b;
-  }
-  const Binding* begin() const { return all; }
-  const Binding* end() const { return all + count; }
-};
-
-void bind_one(const Binding& b, const Tensor& first) {
-  const Tensor& x = *b.tensor;
-  bool same = x.is_cpu() && x.dim() == first.dim();
-  for (int64_t d = 0; same && d < first.dim(); ++d) same = x.size(d) == first.size(d);
-  STD_TORCH_CHECK(same, "expected tensors of one shape on the CPU");
-  b.view->data = static_cast<char*>(x.data_ptr());
-  b.view->dtype = dtype_of(x);
-  b.view->batch_stride = x.stride(0);
-}
-
-// The per-sample sizes and each view's strides, with sizes of one dropped and neighbours merged where every view allows it.
-void merge_dims(Plan& plan, const Bindings& bindings, const Tensor& first) {
-  for (int64_t d = 1; d < first.dim(); ++d) {
-    const int64_t size = first.size(d);
-    if (size == 1) continue;
-    bool merge = plan.dims > 0;
-    for (const auto& b : bindings) merge = merge && b.view->strides[plan.dims - 1] == b.tensor->stride(d) * size;
-    const int at = merge ? plan.dims - 1 : plan.dims++;
-    plan.sizes[at] = merge ? plan.sizes[at] * size : size;
-    for (const auto& b : bindings) b.view->strides[at] = b.tensor->stride(d);
-  }
-}
-
-bool is_contiguous(const Plan& plan, const View& v) {
-  int64_t expected = 1;
-  for (int d = plan.dims - 1; d >= 0; --d) {
-    if (v.strides[d] != expected) return false;
-    expected *= plan.sizes[d];
-  }
-  return true;
-}
-
-void choose_layout(Plan& plan, const Bindings& bindings) {
-  bool flat = true, interleaved = plan.dims == 2 && plan.sizes[0] <= kMaxChannels;
-  for (const auto& b : bindings) {
-    View& v = *b.view;
-    v.contiguous = is_contiguous(plan, v);
-    flat = flat && v.contiguous;
-    interleaved = interleaved && v.strides[0] == 1 && v.strides[1] == plan.sizes[0];
-  }
-  plan.layout = flat ? Layout::kFlat : interleaved ? Layout::kInterleaved : Layout::kStrided;
-  int64_t width = kChunk;
-  if (interleaved && !flat) {
-    plan.channels = plan.sizes[0], plan.inner = plan.sizes[1];
-    plan.tile = kChunk / plan.channels;
-    plan.tile -= plan.tile % (plan.tile >= 128 ? 128 : 4);  // whole steps of the noise, or at least whole blocks
-    width = plan.tile * plan.channels;
-  }
-  plan.chunks = (plan.numel + width - 1) / width;
-}
-
-Plan bind(const Bindings& bindings) {
-  const Tensor& first = *bindings.all[0].tensor;
-  STD_TORCH_CHECK(first.dim() >= 1 && first.dim() <= kMaxDims, "expected 1 to 16 dimensions, got ", first.dim());
-  Plan plan;
-  plan.batch = first.size(0);
-  plan.numel = 1;
-  for (int64_t d = 1; d < first.dim(); ++d) plan.numel *= first.size(d);
-  STD_TORCH_CHECK(plan.numel <= kMaxElements, "expected at most 2^34 elements a sample, got ", plan.numel);
-  for (const auto& b : bindings) bind_one(b, first);
-  if (plan.numel) merge_dims(plan, bindings, first);
-  choose_layout(plan, bindings);
-  return plan;
-}
-
-const Tensor* pointer(const MaybeTensor& x) { return x ? &*x : nullptr; }
-
-// ---- keys and rows ----
-
-bool is_key(const MaybeTensor& noise) { return noise && noise->scalar_type() == ScalarType::Long; }
-const Tensor* noise_tensor(const MaybeTensor& noise) { return is_key(noise) ? nullptr : pointer(noise); }
-
-void bind_key(Noise& noise, const Tensor& key, int64_t batch) {
-  STD_TORCH_CHECK(key.is_cpu() && key.scalar_type() == ScalarType::Long && key.dim() == 2 && key.size(0) == batch &&
-                      key.size(1) == 2,
-                  "expected an int64 key [", batch, ", 2] on the CPU");
-  noise.key = static_cast<const int64_t*>(key.data_ptr());
-  noise.key_strides[0] = key.stride(0);
-  noise.key_strides[1] = key.stride(1);
-}
-void bind_key(Noise& noise, const MaybeTensor& key, int64_t batch) {
-  if (is_key(key)) bind_key(noise, *key, batch);
-}
-
-// Each sample's row number, checked.
-std::vector<int64_t> row_numbers(const char* name, const Tensor& t, const Tensor& rows, int64_t batch) {
-  const bool wide = t.scalar_type() == ScalarType::Long;
-  STD_TORCH_CHECK(t.is_cpu() && (wide || t.scalar_type() == ScalarType::Int) && t.dim() <= 1 &&
-                      (t.numel() == 1 || t.numel() == batch),
-                  "expected an int32 or int64 index [", batch, "] on the CPU");
-  const int64_t stride = t.numel() == 1 ? 0 : t.stride(0), count = rows.size(0);
-  std::vector<int64_t> numbers(static_cast<size_t>(batch));
-  for (int64_t b = 0; b < batch; ++b) {
-    const int64_t n = wide ? static_cast<const int64_t*>(t.data_ptr())[b * stride]
-                           : int64_t(static_cast<const int32_t*>(t.data_ptr())[b * stride]);
-    if (n < 0 || n >= count)
-      throw std::out_of_range(std::string(name) + ": expected 0 .. " + std::to_string(count - 1) + ", got " + std::to_string(n));
-    numbers[static_cast<size_t>(b)] = n;
-  }
-  return numbers;
-}
-
-Rows rows_of(const Tensor& rows, const std::vector<int64_t>& numbers, int64_t columns) {
-  const bool wide = rows.scalar_type() == ScalarType::Double;
-  STD_TORCH_CHECK(rows.is_cpu() && (wide || rows.scalar_type() == ScalarType::Float) && rows.dim() == 2 &&
-                      rows.size(1) == columns && rows.is_contiguous(),
-                  "expected contiguous float rows [T, ", columns, "] on the CPU");
-  return {rows.data_ptr(), numbers.data(), wide};
-}
-
-template <class Args> void run(void (*kernel)(const Args&, int64_t, int64_t), const Args& args) {
-  const int64_t chunks = args.plan.batch * args.plan.chunks;
-  if (chunks <= kGrain) return kernel(args, 0, chunks);
-  torch::stable::parallel_for(0, chunks, kGrain, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
-}
 
 // ---- keys ----
 
@@ -337,14 +136,6 @@ std::tuple<Tensor, Tensor> mse_loss_with_grad(const Tensor& model_output, const 
   return {loss, grad};
 }
 
-// The upstream gradient: one value or [B], of the arithmetic's type.
-int64_t upstream_stride(const Tensor& upstream, int64_t batch, bool wide) {
-  STD_TORCH_CHECK(upstream.is_cpu() && upstream.scalar_type() == (wide ? ScalarType::Double : ScalarType::Float) &&
-                      (upstream.dim() == 0 || (upstream.dim() == 1 && upstream.size(0) == batch)),
-                  "expected an upstream gradient of the loss's dtype and shape");
-  return upstream.dim() == 0 ? 0 : upstream.stride(0);
-}
-
 Tensor mse_loss_backward(const Tensor& grad_loss, const Tensor& model_output, const MaybeTensor& noise, const MaybeTensor& x_0,
                          const MaybeTensor& x_t, const Tensor& t, const Tensor& rows, int64_t reduction) {
   Tensor grad = fresh_like(model_output);
@@ -356,6 +147,8 @@ Tensor mse_loss_backward(const Tensor& grad_loss, const Tensor& model_output, co
 }
 
 void scale_grad_(const Tensor& grad, const Tensor& grad_loss) {
+  if (grad_loss.dim() == 0 && grad_loss.scalar_type() == ScalarType::Float && *static_cast<const float*>(grad_loss.data_ptr()) == 1)
+    return;  // most losses are the last node: no thread need wake
   ScaleArgs args;
   args.plan = bind({{&args.grad, &grad}});
   args.wide = grad_loss.scalar_type() == ScalarType::Double;
@@ -370,32 +163,39 @@ std::tuple<Tensor, Tensor> reverse_step(const Tensor& model_output, const Tensor
                                         const Tensor& index, const Tensor& rows, bool return_x_0) {
   Tensor x_prev = fresh_like(x_t);
   Tensor x_0 = return_x_0 ? fresh_like(x_t) : fresh(x_t, 0);
+  const Halves output(model_output, x_t);
   ReverseArgs args;
   args.plan = bind({{&args.x_t, &x_t},
-                    {&args.model_output, &model_output},
+                    output.first(args.model_output),
+                    output.second(args.variance),
                     {&args.x_prev, &x_prev},
                     {&args.x_0, return_x_0 ? &x_0 : nullptr},
                     {&args.noise.tensor, noise_tensor(noise)}});
   const auto numbers = row_numbers("i", index, rows, args.plan.batch);
-  args.rows = rows_of(rows, numbers, 7);
+  args.rows = rows_of(rows, numbers, 8);
   bind_key(args.noise, noise, args.plan.batch);
   run(kernels->reverse, args);
   return {x_prev, x_0};
 }
 
 std::tuple<Tensor, Tensor> reverse_step_backward(const MaybeTensor& grad_x_prev, const MaybeTensor& grad_x_0,
-                                                 const Tensor& model_output, const Tensor& x_t, const Tensor& index,
-                                                 const Tensor& rows) {
+                                                 const Tensor& model_output, const Tensor& x_t, const MaybeTensor& noise,
+                                                 const Tensor& index, const Tensor& rows) {
   Tensor grad_model_output = fresh_like(model_output), grad_x_t = fresh_like(x_t);
+  const Halves output(model_output, x_t), grad(grad_model_output, x_t);
   ReverseBackwardArgs args;
   args.plan = bind({{&args.x_t, &x_t},
-                    {&args.model_output, &model_output},
+                    output.first(args.model_output),
+                    output.second(args.variance),
                     {&args.grad_x_prev, pointer(grad_x_prev)},
                     {&args.grad_x_0, pointer(grad_x_0)},
-                    {&args.grad_model_output, &grad_model_output},
-                    {&args.grad_x_t, &grad_x_t}});
+                    grad.first(args.grad_model_output),
+                    grad.second(args.grad_variance),
+                    {&args.grad_x_t, &grad_x_t},
+                    {&args.noise.tensor, output.learned() ? noise_tensor(noise) : nullptr}});
   const auto numbers = row_numbers("i", index, rows, args.plan.batch);
-  args.rows = rows_of(rows, numbers, 7);
+  args.rows = rows_of(rows, numbers, 8);
+  bind_key(args.noise, noise, args.plan.batch);
   run(kernels->reverse_backward, args);
   return {grad_model_output, grad_x_t};
 }
@@ -446,6 +246,13 @@ STABLE_TORCH_LIBRARY_IMPL(fastddpm, CPU, m) {
   m.impl("mse_loss_with_grad", TORCH_BOX(&fastddpm::mse_loss_with_grad));
   m.impl("mse_loss_backward", TORCH_BOX(&fastddpm::mse_loss_backward));
   m.impl("scale_grad_", TORCH_BOX(&fastddpm::scale_grad_));
+  m.impl("vlb_loss", TORCH_BOX(&fastddpm::vlb_loss));
+  m.impl("vlb_loss_with_grad", TORCH_BOX(&fastddpm::vlb_loss_with_grad));
+  m.impl("vlb_loss_backward", TORCH_BOX(&fastddpm::vlb_loss_backward));
+  m.impl("hybrid_loss", TORCH_BOX(&fastddpm::hybrid_loss));
+  m.impl("hybrid_loss_with_grad", TORCH_BOX(&fastddpm::hybrid_loss_with_grad));
+  m.impl("hybrid_loss_backward", TORCH_BOX(&fastddpm::hybrid_loss_backward));
+  m.impl("vlb_terms", TORCH_BOX(&fastddpm::vlb_terms));
   m.impl("reverse_step", TORCH_BOX(&fastddpm::reverse_step));
   m.impl("reverse_step_backward", TORCH_BOX(&fastddpm::reverse_step_backward));
 }

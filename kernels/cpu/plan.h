@@ -24,10 +24,12 @@ struct View {
   int64_t batch_stride = 0;  // strides in elements
   int64_t strides[kMaxDims] = {};
   bool contiguous = false;  // within a sample
+  int64_t pitch = 0;        // kInterleaved: from one position's channels to the next's
 };
 
 // kFlat          every tensor lies in logical order
-// kInterleaved   every tensor is [inner][channels] in memory and [channels][inner] logically (channels_last)
+// kInterleaved   every tensor is [inner][channels] in memory and [channels][inner] logically (channels_last), perhaps with
+//                other channels between, as the two halves of a network's output have
 // kStrided       anything else: logical order, gathered and scattered where a tensor is not contiguous
 enum class Layout : uint8_t { kFlat, kInterleaved, kStrided };
 
@@ -80,16 +82,30 @@ struct ScaleArgs {
   bool wide = false;
 };
 
+struct VlbArgs {
+  Plan plan;
+  View x_0, x_t, model_output, variance;  // the halves of the network's output; variance is null where it is fixed
+  View grad, grad_variance, next;         // the gradient, and the next step's x_t, are written where not null
+  Noise noise, next_noise;
+  Rows rows, next_rows;     // a, s, p_x, p_o, bound, c, e_0, e_x, e_o, v_0, v_1, precision, p, q, r, w
+  bool tanh_cdf = false;
+  bool hybrid = false;      // the mean channels learn from the squared error of the output
+  bool terms = false;       // beside the nats the squared error of x_0_hat is wanted
+  double* sums = nullptr;   // [B, chunks, 2] of nats and squared differences, written where not null
+  const double *vlb_scale = nullptr, *mse_scale = nullptr;  // [B]: what a gradient of the nats, of w times the squares / 2, is scaled by
+};
+
 struct ReverseArgs {
   Plan plan;
-  View model_output, x_t, x_prev, x_0;  // x_0 is written where it is not null
+  View model_output, variance, x_t, x_prev, x_0;  // variance: its channels, where it is learned; x_0 is written where it is not null
   Noise noise;
-  Rows rows;  // p_x, p_o, bound, k_x, k_0, k_o, sigma
+  Rows rows;  // p_x, p_o, bound, k_x, k_0, k_o, sigma, k_v
 };
 
 struct ReverseBackwardArgs {
   Plan plan;
-  View grad_x_prev, grad_x_0, model_output, x_t, grad_model_output, grad_x_t;
+  View grad_x_prev, grad_x_0, model_output, variance, x_t, grad_model_output, grad_variance, grad_x_t;
+  Noise noise;  // read where the variance is learned
   Rows rows;
 };
 
@@ -108,6 +124,7 @@ struct Kernels {
   void (*noising)(const NoisingArgs&, int64_t begin, int64_t end);
   void (*mse)(const MseArgs&, int64_t begin, int64_t end);
   void (*scale)(const ScaleArgs&, int64_t begin, int64_t end);
+  void (*vlb)(const VlbArgs&, int64_t begin, int64_t end);
   void (*reverse)(const ReverseArgs&, int64_t begin, int64_t end);
   void (*reverse_backward)(const ReverseBackwardArgs&, int64_t begin, int64_t end);
   void (*box_muller)(const int64_t* words, float* z, int64_t begin, int64_t end);

@@ -1,0 +1,155 @@
+// vlb: the variational bound's term of the sample's t, in nats (Ho et al. 2020, eq. 5 and 13; Nichol & Dhariwal 2021, 3.1),
+// for the row (a, s, p_x, p_o, bound, c, e_0, e_x, e_o, v_0, v_1, precision, p, q, r, w), v the variance channel:
+//
+//   x_0_hat = clamp(fma(p_o, out, p_x x_t), bound)
+//   diff  = mu~ - mu = c (x_0 - x_0_hat) + e_0 x_0 + e_x x_t + e_o out       (the x_t terms of mu~ and mu have cancelled)
+//   delta = log sigma^2 - log beta~ = fma(v_1, v, v_0)
+//   t > 0:  KL  = (h(delta) + precision diff^2 e^-delta) / 2,  h(delta) = delta + expm1(-delta)
+//           by diff: precision diff e^-delta;  by delta: (-expm1(-delta) - precision diff^2 e^-delta) / 2
+//   t = 0:  NLL of x_0's bin, mean x_0 - diff, variance e^delta / precision (gaussian.h), in double
+//
+// and beside it in the same pass: hybrid's squared error of the row (p, q, r, w) (mse.h), which then has the mean channels'
+// gradient to itself; for bits/dim the squared error of x_0_hat, and the next step's x_t. Forward and backward are one pass:
+// sums where wanted, the gradient where wanted. An x_t that is not given is made again from x_0 and the noise.
+// Moves: reads x_0, out (and x_t, v); writes the gradient (bits/dim: the next x_t).
+#pragma once
+#include "exponential.h"
+#include "gaussian.h"
+#include "mse.h"
+
+namespace FASTDDPM_ISA {
+
+template <class T> struct VlbRow {
+  T a, s, p_x, p_o, bound, c, e_0, e_x, e_o, v_0, v_1, precision, mse[4];
+};
+
+// What a pass reads and makes of a chunk, each an array of the chunk's elements.
+template <class T> struct VlbChunk {
+  const T *x_0, *x_t, *out, *v;  // v is null where the variance is fixed
+  T *nats, *by_out, *by_v;       // by_out and by_v are null where no gradient is wanted
+};
+
+template <class T> inline T clamp(T x, T bound) {  // a NaN passes
+  const T low = x < -bound ? -bound : x;
+  return low > bound ? bound : low;
+}
+template <class T> inline T predicted_x_0(const VlbRow<T>& row, T out, T x_t) { return fused(row.p_o, out, row.p_x * x_t); }
+template <class T> inline T mean_difference(const VlbRow<T>& row, T x_0, T x_0_hat, T x_t, T out) {
+  return fused(row.e_o, out, fused(row.e_x, x_t, fused(row.e_0, x_0, row.c * (x_0 - x_0_hat))));
+}
+// d diff / d out, of the x_0_hat before its clamp
+template <class T> inline T by_output(const VlbRow<T>& row, T x_0_hat) {
+  return x_0_hat < -row.bound || x_0_hat > row.bound ? row.e_o : row.e_o - row.c * row.p_o;
+}
+
+template <class T, bool kLearned, bool kGrad> inline void kl(const VlbRow<T>& given, const VlbChunk<T>& c, int64_t n) {
+  const VlbRow<T> row = given;
+  const Exponential<T> fixed = exponential(-row.v_0);
+  for (int64_t i = 0; i < n; ++i) {
+    const T raw = predicted_x_0(row, c.out[i], c.x_t[i]);
+    const T diff = mean_difference(row, c.x_0[i], clamp(raw, row.bound), c.x_t[i], c.out[i]);
+    const Exponential<T> e = kLearned ? exponential(-fused(row.v_1, c.v[i], row.v_0)) : fixed;
+    const T slope = row.precision * diff * e.value, squares = slope * diff;
+    c.nats[i] = T(0.5) * (e.excess + squares);
+    if constexpr (kGrad) c.by_out[i] = slope * by_output(row, raw);
+    if constexpr (kGrad && kLearned) c.by_v[i] = T(0.5) * row.v_1 * (-e.minus_one - squares);
+  }
+}
+
+template <class T> inline void first_step(const VlbRow<T>& given, const VlbChunk<T>& c, bool tanh_cdf, int64_t n) {
+  const auto& g = given;
+  const VlbRow<double> row{g.a, g.s, g.p_x, g.p_o, g.bound, g.c, g.e_0, g.e_x, g.e_o, g.v_0, g.v_1, g.precision, {}};
+  for (int64_t i = 0; i < n; ++i) {
+    const double x_0 = c.x_0[i], x_t = c.x_t[i], out = c.out[i], raw = predicted_x_0(row, out, x_t);
+    const double diff = mean_difference(row, x_0, clamp(raw, row.bound), x_t, out);
+    const double delta = c.v ? fused(row.v_1, double(c.v[i]), row.v_0) : row.v_0;
+    const Slopes loss = nll(diff, delta, row.precision, x_0, tanh_cdf);
+    c.nats[i] = T(loss.value);
+    if (c.by_out) c.by_out[i] = T(loss.first * by_output(row, raw));
+    if (c.by_v) c.by_v[i] = T(loss.second * row.v_1);
+  }
+}
+
+template <class T> inline void term(bool first, const VlbRow<T>& row, const VlbChunk<T>& c, bool tanh_cdf, int64_t n) {
+  if (first) return first_step(row, c, tanh_cdf, n);
+  if (c.v) return c.by_out ? kl<T, true, true>(row, c, n) : kl<T, true, false>(row, c, n);
+  return c.by_out ? kl<T, false, true>(row, c, n) : kl<T, false, false>(row, c, n);
+}
+
+// As sum_of_squares: always in the same order.
+template <class T> inline double sum_of(const T* x, int64_t n) {
+  T part[kSums] = {};
+  int64_t i = 0;
+  for (; i + kSums <= n; i += kSums)
+    for (int j = 0; j < kSums; ++j) part[j] += x[i + j];
+  for (int j = 0; i + j < n; ++j) part[j] += x[i + j];
+  double sum = 0;
+  for (int j = 0; j < kSums; ++j) sum += double(part[j]);
+  return sum;
+}
+
+// x_t as q_sample made it: rounded to the dtype that it has in memory.
+template <class T> inline void make_x_t(const T* x_0, const T* z, T a, T s, Dtype dtype, int64_t n, T* x_t) {
+  for (int64_t i = 0; i < n; ++i) x_t[i] = fused(a, x_0[i], s * z[i]);
+  if (dtype == Dtype::kBFloat16) {
+    for (int64_t i = 0; i < n; ++i) x_t[i] = T(widen_bfloat16(narrow_bfloat16(float(x_t[i]))));
+  } else if (dtype == Dtype::kFloat16) {
+    for (int64_t i = 0; i < n; ++i) x_t[i] = T(widen_float16(narrow_float16(float(x_t[i]))));
+  }
+}
+
+template <class T> inline void scaled(T* x, int64_t n, T scale) {
+  for (int64_t i = 0; i < n; ++i) x[i] *= scale;
+}
+
+template <class T> void vlb(const VlbArgs& args, int64_t begin, int64_t end) {
+  Buffer<T> x_0_buffer, x_t_buffer, out_buffer, v_buffer, z_buffer, d_buffer, nats, by_out, by_v, next_buffer;
+  T* d = d_buffer.values;
+  for (int64_t number = begin; number < end; ++number) {
+    const Chunk chunk(args.plan, number);
+    const int64_t n = chunk.count, sample = chunk.sample;
+    const VlbRow<T> row = *reinterpret_cast<const VlbRow<T>*>(chunk.row<T>(args.rows, 16));
+    const T* z = chunk.noise(args.noise, z_buffer);
+    VlbChunk<T> c;
+    c.x_0 = chunk.fetch(args.x_0, x_0_buffer);
+    c.x_t = chunk.fetch(args.x_t, x_t_buffer);
+    if (!c.x_t) {
+      make_x_t(c.x_0, z, row.a, row.s, args.x_0.dtype, n, x_t_buffer.values);
+      c.x_t = x_t_buffer.values;
+    }
+    c.out = chunk.fetch(args.model_output, out_buffer);
+    c.v = chunk.fetch(args.variance, v_buffer);
+    T* grad = chunk.target(args.grad, by_out);
+    T* grad_v = chunk.target(args.grad_variance, by_v);
+    c.nats = nats.values, c.by_v = grad_v;
+    c.by_out = grad && args.hybrid ? by_out.values : grad;  // hybrid's mean is detached here
+    term(args.rows.index[sample] == 0, row, c, args.tanh_cdf, n);
+    if (args.hybrid)
+      difference(c.out, z, row.mse[1] != 0 ? c.x_0 : nullptr, row.mse[2] != 0 ? c.x_t : nullptr, row.mse, n, d);
+    if (args.sums) {
+      args.sums[2 * number] = sum_of(c.nats, n);
+      if (args.terms)
+        for (int64_t i = 0; i < n; ++i) d[i] = c.x_0[i] - clamp(predicted_x_0(row, c.out[i], c.x_t[i]), row.bound);
+      args.sums[2 * number + 1] = args.hybrid || args.terms ? sum_of_squares(d, n) : 0;
+    }
+    if (grad) {
+      const T to_mse = args.hybrid ? T(args.mse_scale[sample] * double(row.mse[3])) : 0, to_vlb = T(args.vlb_scale[sample]);
+      if (args.hybrid)
+        for (int64_t i = 0; i < n; ++i) grad[i] = to_mse * d[i];
+      else scaled(grad, n, to_vlb);
+      chunk.commit(args.grad, grad, by_out);
+      if (grad_v) {
+        scaled(grad_v, n, to_vlb);
+        chunk.commit(args.grad_variance, grad_v, by_v);
+      }
+    }
+    if (T* next = chunk.target(args.next, next_buffer)) {
+      const T* next_row = chunk.row<T>(args.next_rows, 16);
+      const T* next_z = chunk.noise(args.next_noise, z_buffer);
+      for (int64_t i = 0; i < n; ++i) next[i] = fused(next_row[0], c.x_0[i], next_row[1] * next_z[i]);
+      chunk.commit(args.next, next, next_buffer);
+    }
+  }
+}
+
+}  // namespace FASTDDPM_ISA
