@@ -1,5 +1,6 @@
 // A kernel's chunk of each tensor as a plain array of float or double: in place where it can be, else staged in a buffer.
 #pragma once
+#include "elements.h"
 #include "philox.h"
 
 namespace FASTDDPM_ISA {
@@ -9,139 +10,6 @@ using namespace fastddpm;
 template <class T> struct Buffer {
   alignas(64) T values[kChunk + kSlack];
 };
-
-// ---- one element of each dtype ----
-
-inline float widen_bfloat16(uint16_t x) {
-  const uint32_t wide = uint32_t(x) << 16;
-  float r;
-  std::memcpy(&r, &wide, 4);
-  return r;
-}
-inline uint16_t narrow_bfloat16(float x) {  // to nearest, ties to even; a NaN stays one
-  uint32_t b;
-  std::memcpy(&b, &x, 4);
-  const uint32_t rounded = (b + 0x7FFFu + ((b >> 16) & 1u)) >> 16;
-  return uint16_t((b & 0x7FFFFFFFu) > 0x7F800000u ? 0x7FC0u : rounded);
-}
-inline float widen_float16(uint16_t x) {
-#if defined(FASTDDPM_AVX2) || defined(FASTDDPM_AVX512)
-  return _cvtsh_ss(x);
-#else
-  return torch::headeronly::detail::fp16_ieee_to_fp32_value(x);
-#endif
-}
-inline uint16_t narrow_float16(float x) {
-#if defined(FASTDDPM_AVX2) || defined(FASTDDPM_AVX512)
-  return uint16_t(_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT));
-#else
-  return torch::headeronly::detail::fp16_ieee_from_fp32_value(x);
-#endif
-}
-
-// ---- runs of elements, `stride` apart in memory ----
-
-template <class T, class S, class F> inline void read_run(const S* from, int64_t stride, int64_t n, T* to, F convert) {
-  if (stride == 1) {
-    for (int64_t i = 0; i < n; ++i) to[i] = T(convert(from[i]));
-  } else {
-    for (int64_t i = 0; i < n; ++i) to[i] = T(convert(from[i * stride]));
-  }
-}
-template <class T, class S, class F> inline void write_run(S* to, int64_t stride, int64_t n, const T* from, F convert) {
-  if (stride == 1) {
-    for (int64_t i = 0; i < n; ++i) to[i] = S(convert(from[i]));
-  } else {
-    for (int64_t i = 0; i < n; ++i) to[i * stride] = S(convert(from[i]));
-  }
-}
-
-#if defined(FASTDDPM_AVX2) || defined(FASTDDPM_AVX512)
-// compilers do not turn a loop of single conversions into this instruction's vector form
-inline void read_float16(const uint16_t* from, int64_t n, float* to) {
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8) _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(from + i))));
-  for (; i < n; ++i) to[i] = widen_float16(from[i]);
-}
-inline void write_float16(uint16_t* to, int64_t n, const float* from) {
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8)
-    _mm_storeu_si128((__m128i*)(to + i), _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT));
-  for (; i < n; ++i) to[i] = narrow_float16(from[i]);
-}
-#else
-inline void read_float16(const uint16_t* from, int64_t n, float* to) { read_run(from, 1, n, to, widen_float16); }
-inline void write_float16(uint16_t* to, int64_t n, const float* from) { write_run(to, 1, n, from, narrow_float16); }
-#endif
-
-template <class T> inline void read(const View& v, int64_t offset, int64_t stride, int64_t n, T* to) {
-  const char* from = v.data + offset * size_of(v.dtype);
-  const auto same = [](auto x) { return x; };
-  switch (v.dtype) {
-    case Dtype::kFloat32: return read_run((const float*)from, stride, n, to, same);
-    case Dtype::kFloat64: return read_run((const double*)from, stride, n, to, same);
-    case Dtype::kBFloat16: return read_run((const uint16_t*)from, stride, n, to, widen_bfloat16);
-    case Dtype::kFloat16:
-      if constexpr (sizeof(T) == 4) {
-        if (stride == 1) return read_float16((const uint16_t*)from, n, to);
-      }
-      return read_run((const uint16_t*)from, stride, n, to, widen_float16);
-  }
-}
-template <class T> inline void write(const View& v, int64_t offset, int64_t stride, int64_t n, const T* from) {
-  char* to = v.data + offset * size_of(v.dtype);
-  const auto same = [](auto x) { return x; };
-  switch (v.dtype) {
-    case Dtype::kFloat32: return write_run((float*)to, stride, n, from, same);
-    case Dtype::kFloat64: return write_run((double*)to, stride, n, from, same);
-    case Dtype::kBFloat16: return write_run((uint16_t*)to, stride, n, from, [](T x) { return narrow_bfloat16(float(x)); });
-    case Dtype::kFloat16:
-      if constexpr (sizeof(T) == 4) {
-        if (stride == 1) return write_float16((uint16_t*)to, n, from);
-      }
-      return write_run((uint16_t*)to, stride, n, from, [](T x) { return narrow_float16(float(x)); });
-  }
-}
-
-// ---- positions, `pitch` apart in memory, of `channels` elements that lie together on the other side ----
-
-// Copies between a pitched tensor and a dense buffer. Few channels are unrolled: a loop of three would not be vectorised.
-template <int C, class To, class From, class F>
-inline void copy_positions(const From* from, int64_t from_pitch, To* to, int64_t to_pitch, int64_t channels, int64_t n, F convert) {
-  const int64_t width = C ? C : channels;
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t c = 0; c < width; ++c) to[i * to_pitch + c] = To(convert(from[i * from_pitch + c]));
-}
-template <class To, class From, class F>
-inline void copy_pitched(const From* from, int64_t from_pitch, To* to, int64_t to_pitch, int64_t channels, int64_t n, F convert) {
-  if (channels == 3 && from_pitch == 6) return copy_positions<3>(from, 6, to, 3, 3, n, convert);
-  if (channels == 3 && to_pitch == 6) return copy_positions<3>(from, 3, to, 6, 3, n, convert);
-  copy_positions<0>(from, from_pitch, to, to_pitch, channels, n, convert);
-}
-template <class T> inline void read_pitched(const View& v, int64_t offset, int64_t channels, int64_t n, T* to) {
-  const char* from = v.data + offset * size_of(v.dtype);
-  const auto same = [](auto x) { return x; };
-  switch (v.dtype) {
-    case Dtype::kFloat32: return copy_pitched((const float*)from, v.pitch, to, channels, channels, n, same);
-    case Dtype::kFloat64: return copy_pitched((const double*)from, v.pitch, to, channels, channels, n, same);
-    case Dtype::kBFloat16: return copy_pitched((const uint16_t*)from, v.pitch, to, channels, channels, n, widen_bfloat16);
-    case Dtype::kFloat16: return copy_pitched((const uint16_t*)from, v.pitch, to, channels, channels, n, widen_float16);
-  }
-}
-template <class T> inline void write_pitched(const View& v, int64_t offset, int64_t channels, int64_t n, const T* from) {
-  char* to = v.data + offset * size_of(v.dtype);
-  const auto same = [](auto x) { return x; };
-  const auto to_bfloat16 = [](T x) { return narrow_bfloat16(float(x)); };
-  const auto to_float16 = [](T x) { return narrow_float16(float(x)); };
-  switch (v.dtype) {
-    case Dtype::kFloat32: return copy_pitched(from, channels, (float*)to, v.pitch, channels, n, same);
-    case Dtype::kFloat64: return copy_pitched(from, channels, (double*)to, v.pitch, channels, n, same);
-    case Dtype::kBFloat16: return copy_pitched(from, channels, (uint16_t*)to, v.pitch, channels, n, to_bfloat16);
-    case Dtype::kFloat16: return copy_pitched(from, channels, (uint16_t*)to, v.pitch, channels, n, to_float16);
-  }
-}
-
-// ---- the chunk ----
 
 struct Chunk {
   const Plan& plan;
@@ -182,14 +50,6 @@ struct Chunk {
   }
 
   template <class T> static constexpr Dtype native() { return sizeof(T) == 8 ? Dtype::kFloat64 : Dtype::kFloat32; }
-
-  // Asks for the chunk of v while its noise is being made: memory then runs under arithmetic.
-  template <int kForWriting> void prefetch(const View& v) const {
-    constexpr int64_t kLine = 64;
-    if (!v.data || !direct(v)) return;
-    const char* at = v.data + (offset(v) + first) * size_of(v.dtype);
-    for (int64_t i = 0; i < count * size_of(v.dtype); i += kLine) __builtin_prefetch(at + i, kForWriting);
-  }
 
   // The chunk of v for reading, or null where there is no such tensor.
   template <class T> const T* fetch(const View& v, Buffer<T>& buffer) const {

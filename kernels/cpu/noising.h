@@ -14,7 +14,6 @@ template <class T> void noising(const NoisingArgs& args, int64_t begin, int64_t 
     const Chunk chunk(args.plan, number);
     const T* row = chunk.row<T>(args.rows, 2);
     const T a = row[0], s = row[1];
-    if (args.noise.key) chunk.prefetch<0>(args.x), chunk.prefetch<1>(args.out);
     const T* x = chunk.fetch(args.x, x_buffer);
     const T* z = chunk.noise(args.noise, z_buffer);
     T* out = chunk.target(args.out, out_buffer);

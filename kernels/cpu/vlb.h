@@ -23,10 +23,11 @@ template <class T> struct VlbRow {
   T a, s, p_x, p_o, bound, c, e_0, e_x, e_o, v_0, v_1, precision, mse[4];
 };
 
-// What a pass reads and makes of a chunk, each an array of the chunk's elements.
+// What a pass reads and makes of a chunk, each an array of the chunk's elements; v, by_out and by_v may be null.
 template <class T> struct VlbChunk {
-  const T *x_0, *x_t, *out, *v;  // v is null where the variance is fixed
-  T *nats, *by_out, *by_v;       // by_out and by_v are null where no gradient is wanted
+  const T *x_0, *x_t, *out, *v;
+  T *nats, *by_out, *by_v;
+  T scale;  // of the gradients by_out and by_v
 };
 
 template <class T> inline T clamp(T x, T bound) {  // a NaN passes
@@ -42,17 +43,18 @@ template <class T> inline T by_output(const VlbRow<T>& row, T x_0_hat) {
   return x_0_hat < -row.bound || x_0_hat > row.bound ? row.e_o : row.e_o - row.c * row.p_o;
 }
 
-template <class T, bool kLearned, bool kGrad> inline void kl(const VlbRow<T>& given, const VlbChunk<T>& c, int64_t n) {
+template <class T, bool kLearned, bool kByOut, bool kByV> inline void kl(const VlbRow<T>& given, const VlbChunk<T>& c, int64_t n) {
   const VlbRow<T> row = given;
   const Exponential<T> fixed = exponential(-row.v_0);
+  const T half = T(0.5), half_v = half * row.v_1 * c.scale;
   for (int64_t i = 0; i < n; ++i) {
     const T raw = predicted_x_0(row, c.out[i], c.x_t[i]);
     const T diff = mean_difference(row, c.x_0[i], clamp(raw, row.bound), c.x_t[i], c.out[i]);
     const Exponential<T> e = kLearned ? exponential(-fused(row.v_1, c.v[i], row.v_0)) : fixed;
     const T slope = row.precision * diff * e.value, squares = slope * diff;
-    c.nats[i] = T(0.5) * (e.excess + squares);
-    if constexpr (kGrad) c.by_out[i] = slope * by_output(row, raw);
-    if constexpr (kGrad && kLearned) c.by_v[i] = T(0.5) * row.v_1 * (-e.minus_one - squares);
+    c.nats[i] = half * (e.excess + squares);
+    if constexpr (kByOut) c.by_out[i] = c.scale * slope * by_output(row, raw);
+    if constexpr (kByV) c.by_v[i] = half_v * (-e.minus_one - squares);
   }
 }
 
@@ -65,15 +67,16 @@ template <class T> inline void first_step(const VlbRow<T>& given, const VlbChunk
     const double delta = c.v ? fused(row.v_1, double(c.v[i]), row.v_0) : row.v_0;
     const Slopes loss = nll(diff, delta, row.precision, x_0, tanh_cdf);
     c.nats[i] = T(loss.value);
-    if (c.by_out) c.by_out[i] = T(loss.first * by_output(row, raw));
-    if (c.by_v) c.by_v[i] = T(loss.second * row.v_1);
+    if (c.by_out) c.by_out[i] = T(c.scale * loss.first * by_output(row, raw));
+    if (c.by_v) c.by_v[i] = T(c.scale * loss.second * row.v_1);
   }
 }
 
 template <class T> inline void term(bool first, const VlbRow<T>& row, const VlbChunk<T>& c, bool tanh_cdf, int64_t n) {
   if (first) return first_step(row, c, tanh_cdf, n);
-  if (c.v) return c.by_out ? kl<T, true, true>(row, c, n) : kl<T, true, false>(row, c, n);
-  return c.by_out ? kl<T, false, true>(row, c, n) : kl<T, false, false>(row, c, n);
+  if (!c.v) return c.by_out ? kl<T, false, true, false>(row, c, n) : kl<T, false, false, false>(row, c, n);
+  if (!c.by_v) return kl<T, true, false, false>(row, c, n);
+  return c.by_out ? kl<T, true, true, true>(row, c, n) : kl<T, true, false, true>(row, c, n);
 }
 
 // As sum_of_squares: always in the same order.
@@ -98,10 +101,6 @@ template <class T> inline void make_x_t(const T* x_0, const T* z, T a, T s, Dtyp
   }
 }
 
-template <class T> inline void scaled(T* x, int64_t n, T scale) {
-  for (int64_t i = 0; i < n; ++i) x[i] *= scale;
-}
-
 template <class T> void vlb(const VlbArgs& args, int64_t begin, int64_t end) {
   Buffer<T> x_0_buffer, x_t_buffer, out_buffer, v_buffer, z_buffer, d_buffer, nats, by_out, by_v, next_buffer;
   T* d = d_buffer.values;
@@ -121,8 +120,8 @@ template <class T> void vlb(const VlbArgs& args, int64_t begin, int64_t end) {
     c.v = chunk.fetch(args.variance, v_buffer);
     T* grad = chunk.target(args.grad, by_out);
     T* grad_v = chunk.target(args.grad_variance, by_v);
-    c.nats = nats.values, c.by_v = grad_v;
-    c.by_out = grad && args.hybrid ? by_out.values : grad;  // hybrid's mean is detached here
+    c.nats = nats.values, c.by_out = args.hybrid ? nullptr : grad, c.by_v = grad_v;  // hybrid's mean is detached here
+    c.scale = grad ? T(args.vlb_scale[sample]) : T(0);
     term(args.rows.index[sample] == 0, row, c, args.tanh_cdf, n);
     if (args.hybrid)
       difference(c.out, z, row.mse[1] != 0 ? c.x_0 : nullptr, row.mse[2] != 0 ? c.x_t : nullptr, row.mse, n, d);
@@ -133,15 +132,12 @@ template <class T> void vlb(const VlbArgs& args, int64_t begin, int64_t end) {
       args.sums[2 * number + 1] = args.hybrid || args.terms ? sum_of_squares(d, n) : 0;
     }
     if (grad) {
-      const T to_mse = args.hybrid ? T(args.mse_scale[sample] * double(row.mse[3])) : 0, to_vlb = T(args.vlb_scale[sample]);
-      if (args.hybrid)
+      if (args.hybrid) {
+        const T to_mse = T(args.mse_scale[sample] * double(row.mse[3]));
         for (int64_t i = 0; i < n; ++i) grad[i] = to_mse * d[i];
-      else scaled(grad, n, to_vlb);
-      chunk.commit(args.grad, grad, by_out);
-      if (grad_v) {
-        scaled(grad_v, n, to_vlb);
-        chunk.commit(args.grad_variance, grad_v, by_v);
       }
+      chunk.commit(args.grad, grad, by_out);
+      if (grad_v) chunk.commit(args.grad_variance, grad_v, by_v);
     }
     if (T* next = chunk.target(args.next, next_buffer)) {
       const T* next_row = chunk.row<T>(args.next_rows, 16);
