@@ -23,6 +23,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using MaybeTensor = std::optional<Tensor>;
 
+constexpr size_t kBeyondCaches = size_t(32) << 20;  // bytes of a tensor that nobody will find in a cache
 constexpr int kNone = 0, kMean = 1;  // a reduction; 2 is the sum
 constexpr int64_t kMaxElements = int64_t(1) << 34;  // of a sample: 2^32 Philox blocks
 
@@ -110,6 +111,7 @@ void bind_one(const Binding& b, const Tensor& first) {
   STD_TORCH_CHECK(same, "expected tensors of one shape on the CPU");
   b.view->dtype = dtype_of(x);
   b.view->batch_stride = x.stride(0);
+  b.view->large = size_t(x.numel()) * x.element_size() >= kBeyondCaches;
   b.view->data = static_cast<char*>(x.data_ptr());
   if (b.half == Half::kSecond) b.view->data += first.size(1) * x.stride(1) * size_of(b.view->dtype);
 }

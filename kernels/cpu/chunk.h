@@ -69,11 +69,12 @@ struct Chunk {
   // Where to write the chunk of v: its own memory, or the buffer, to be committed. Null where there is no such tensor.
   template <class T> T* target(const View& v, Buffer<T>& buffer) const {
     if (!v.data) return nullptr;
-    const bool in_place = direct(v) && v.dtype == native<T>();
+    const bool in_place = direct(v) && v.dtype == native<T>() && !v.large;
     return in_place ? reinterpret_cast<T*>(v.data) + offset(v) + first : buffer.values;
   }
   template <class T> void commit(const View& v, const T* from, const Buffer<T>& buffer) const {
     if (from != buffer.values) return;
+    if (direct(v) && v.dtype == native<T>()) return stream(from, reinterpret_cast<T*>(v.data) + offset(v) + first, count);
     if (direct(v)) return write(v, offset(v) + first, 1, count, from);
     if (pitched(v)) return write_pitched(v, pitched_offset(v), plan.channels, count / plan.channels, from);
     runs(v, [&](int64_t i, int64_t at, int64_t stride, int64_t n) { write(v, at, stride, n, from + i); });

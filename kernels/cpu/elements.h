@@ -150,6 +150,21 @@ inline int64_t gather_three_of_six(const float*, float*, int64_t) { return 0; }
 inline int64_t scatter_three_of_six(const float*, float*, int64_t) { return 0; }
 #endif
 
+// ---- past the caches ----
+
+// Copies to memory that nobody reads soon, without first reading its lines: a third less traffic than a plain store's.
+template <class T> inline void stream(const T* from, T* to, int64_t n) {
+  int64_t i = 0;
+#if defined(FASTDDPM_AVX2) || defined(FASTDDPM_AVX512)
+  constexpr int64_t kVector = 32 / sizeof(T);
+  if (reinterpret_cast<uintptr_t>(to) % 32 == 0)
+    for (; i + kVector <= n; i += kVector)
+      _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i)));
+  _mm_sfence();  // before other threads are told that the tensor is made
+#endif
+  for (; i < n; ++i) to[i] = from[i];
+}
+
 // ---- positions, `pitch` apart in memory, of `channels` elements that lie together on the other side ----
 
 template <int C, class To, class From, class F>

@@ -28,7 +28,7 @@ namespace fastddpm {
 namespace {
 
 constexpr size_t kPage = size_t(2) << 20;
-constexpr size_t kWorthPages = size_t(8) << 20;  // a tensor's bytes from which a page of its own is worth its rounding up
+constexpr size_t kWorthPages = size_t(8) << 20;  // bytes of a tensor; smaller ones malloc itself uses again
 
 #if defined(__linux__)
 

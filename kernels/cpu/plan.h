@@ -24,6 +24,7 @@ struct View {
   int64_t batch_stride = 0;  // strides in elements
   int64_t strides[kMaxDims] = {};
   bool contiguous = false;  // within a sample
+  bool large = false;       // too large for the caches: written past them
   int64_t pitch = 0;        // kInterleaved: from one position's channels to the next's
 };
 
