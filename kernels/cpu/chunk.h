@@ -80,6 +80,18 @@ struct Chunk {
     runs(v, [&](int64_t i, int64_t at, int64_t stride, int64_t n) { write(v, at, stride, n, from + i); });
   }
 
+  // Two halves of one tensor.
+  template <class T>
+  void commit(const View& v, const T* from, const Buffer<T>& buffer, const View& w, const T* second, const Buffer<T>& other) const {
+    if constexpr (sizeof(T) == 4) {
+      const bool threes = pitched(v) && plan.channels == 3 && v.pitch == 6 && v.dtype == native<T>();
+      if (threes && w.data == v.data + 3 * sizeof(T))
+        return write_threes(from, second, reinterpret_cast<T*>(v.data) + pitched_offset(v), count / 3);
+    }
+    commit(v, from, buffer);
+    commit(w, second, other);
+  }
+
   template <class T> const T* row(const Rows& rows, int columns) const {
     return static_cast<const T*>(rows.table) + rows.index[sample] * columns;
   }

@@ -105,9 +105,10 @@ template <class T> inline void write(const View& v, int64_t offset, int64_t stri
 
 // ---- three channels of six: the halves of a network's output for RGB ----
 
-// Eight positions at a time by shuffles: a loop of three is not vectorised, and cost as much as the bound's arithmetic. Both
-// leave the last eight to others, since their vectors reach to the end of six channels, where the tensor may have ended and
-// where another thread may be writing. They return how many positions they did.
+// Eight positions at a time by shuffles: a loop of three is not vectorised, and cost as much as the bound's arithmetic. They
+// return how many positions they did. gather leaves the last eight to others, since its vectors reach to the end of six
+// channels, where the tensor may have ended. join writes both halves at once: one after the other would have to read, between,
+// memory that has not arrived yet.
 
 #if (defined(FASTDDPM_AVX2) || defined(FASTDDPM_AVX512)) && defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
@@ -130,24 +131,25 @@ inline int64_t gather_three_of_six(const float* from, float* to, int64_t n) {
   }
   return done;
 }
-inline int64_t scatter_three_of_six(const float* from, float* to, int64_t n) {
+inline int64_t join_threes(const float* first, const float* second, float* to, int64_t n) {
   int64_t done = 0;
-  for (; done + 8 < n; done += 8) {
-    const Eight* a = reinterpret_cast<const Eight*>(from + 3 * done);
+  for (; done + 8 <= n; done += 8) {
+    const Eight* a = reinterpret_cast<const Eight*>(first + 3 * done);
+    const Eight* b = reinterpret_cast<const Eight*>(second + 3 * done);
     Eight* v = reinterpret_cast<Eight*>(to + 6 * done);
-    v[0] = SHUFFLE(v[0], a[0], 8, 9, 10, 3, 4, 5, 11, 12);
-    v[1] = SHUFFLE(SHUFFLE(v[1], a[0], 13, 1, 2, 3, 14, 15, 6, 7), a[1], 0, 1, 2, 3, 4, 5, 8, 7);
-    v[2] = SHUFFLE(v[2], a[1], 0, 1, 9, 10, 11, 5, 6, 7);
-    v[3] = SHUFFLE(SHUFFLE(v[3], a[1], 12, 13, 14, 3, 4, 5, 15, 7), a[2], 0, 1, 2, 3, 4, 5, 6, 8);
-    v[4] = SHUFFLE(v[4], a[2], 9, 1, 2, 3, 10, 11, 12, 7);
-    v[5] = SHUFFLE(v[5], a[2], 0, 1, 13, 14, 15, 5, 6, 7);
+    v[0] = SHUFFLE(a[0], b[0], 0, 1, 2, 8, 9, 10, 3, 4);
+    v[1] = SHUFFLE(SHUFFLE(a[0], b[0], 5, 11, 12, 13, 6, 7, 0, 14), a[1], 0, 1, 2, 3, 4, 5, 8, 7);
+    v[2] = SHUFFLE(SHUFFLE(b[0], a[1], 7, 0, 9, 10, 11, 0, 0, 0), b[1], 0, 8, 2, 3, 4, 9, 10, 11);
+    v[3] = SHUFFLE(SHUFFLE(a[1], b[1], 4, 5, 6, 12, 13, 14, 7, 0), a[2], 0, 1, 2, 3, 4, 5, 6, 8);
+    v[4] = SHUFFLE(SHUFFLE(a[2], b[2], 1, 0, 8, 9, 2, 3, 4, 10), b[1], 0, 15, 2, 3, 4, 5, 6, 7);
+    v[5] = SHUFFLE(b[2], a[2], 3, 4, 13, 14, 15, 5, 6, 7);
   }
   return done;
 }
 #undef SHUFFLE
 #else
 inline int64_t gather_three_of_six(const float*, float*, int64_t) { return 0; }
-inline int64_t scatter_three_of_six(const float*, float*, int64_t) { return 0; }
+inline int64_t join_threes(const float*, const float*, float*, int64_t) { return 0; }
 #endif
 
 // ---- past the caches ----
@@ -165,6 +167,12 @@ template <class T> inline void stream(const T* from, T* to, int64_t n) {
   for (; i < n; ++i) to[i] = from[i];
 }
 
+// Both halves' three channels of each position.
+inline void write_threes(const float* first, const float* second, float* to, int64_t n) {
+  for (int64_t i = join_threes(first, second, to, n); i < n; ++i)
+    for (int64_t c = 0; c < 3; ++c) to[6 * i + c] = first[3 * i + c], to[6 * i + 3 + c] = second[3 * i + c];
+}
+
 // ---- positions, `pitch` apart in memory, of `channels` elements that lie together on the other side ----
 
 template <int C, class To, class From, class F>
@@ -177,7 +185,6 @@ inline void copy_pitched(const From* from, int64_t from_pitch, To* to, int64_t t
   int64_t done = 0;
   if constexpr (std::is_same_v<To, float> && std::is_same_v<From, float>) {
     if (channels == 3 && from_pitch == 6 && to_pitch == 3) done = gather_three_of_six(from, to, n);
-    if (channels == 3 && from_pitch == 3 && to_pitch == 6) done = scatter_three_of_six(from, to, n);
   }
   from += done * from_pitch, to += done * to_pitch, n -= done;
   switch (channels) {

@@ -74,13 +74,14 @@ template <class T> void reverse_backward(const ReverseBackwardArgs& args, int64_
       grad_out[i] = fused(p_o, through, k_o * g[i]);
       grad_x[i] = fused(p_x, through, k_x * g[i]);
     }
-    chunk.commit(args.grad_model_output, grad_out, grad_out_buffer);
     chunk.commit(args.grad_x_t, grad_x, grad_x_buffer);
     if (T* grad_v = chunk.target(args.grad_variance, grad_v_buffer)) {
       const T* z = sigma != T(0) ? chunk.noise(args.noise, z_buffer) : nullptr;
       if (z) scale_noise(z, chunk.fetch(args.variance, v_buffer), sigma * row[7], row[7], chunk.count, z_buffer.values);
       for (int64_t i = 0; i < chunk.count; ++i) grad_v[i] = z ? g[i] * z_buffer.values[i] : T(0);
-      chunk.commit(args.grad_variance, grad_v, grad_v_buffer);
+      chunk.commit(args.grad_model_output, grad_out, grad_out_buffer, args.grad_variance, grad_v, grad_v_buffer);
+    } else {
+      chunk.commit(args.grad_model_output, grad_out, grad_out_buffer);
     }
   }
 }

@@ -1,8 +1,8 @@
 // vlb: the variational bound's term of the sample's t, in nats (Ho et al. 2020, eq. 5 and 13; Nichol & Dhariwal 2021, 3.1),
 // for the row (a, s, p_x, p_o, bound, c, e_0, e_x, e_o, v_0, v_1, precision, p, q, r, w), v the variance channel:
 //
-//   x_0_hat = clamp(fma(p_o, out, p_x x_t), bound)
-//   diff  = mu~ - mu = c (x_0 - x_0_hat) + e_0 x_0 + e_x x_t + e_o out       (the x_t terms of mu~ and mu have cancelled)
+//   x_0_hat = clamp(fma(p_o, out, p_x x_t), bound);  missed = x_0 - x_0_hat, not clamped fma(-p_o, out, fma(-p_x, x_t, x_0))
+//   diff  = mu~ - mu = c missed + e_0 x_0 + e_x x_t + e_o out        (the x_t terms of mu~ and mu have cancelled)
 //   delta = log sigma^2 - log beta~ = fma(v_1, v, v_0)
 //   t > 0:  KL  = (h(delta) + precision diff^2 e^-delta) / 2,  h(delta) = delta + expm1(-delta)
 //           by diff: precision diff e^-delta;  by delta: (-expm1(-delta) - precision diff^2 e^-delta) / 2
@@ -30,30 +30,32 @@ template <class T> struct VlbChunk {
   T scale;  // of the gradients by_out and by_v
 };
 
-template <class T> inline T clamp(T x, T bound) {  // a NaN passes
-  const T low = x < -bound ? -bound : x;
-  return low > bound ? bound : low;
-}
-template <class T> inline T predicted_x_0(const VlbRow<T>& row, T out, T x_t) { return fused(row.p_o, out, row.p_x * x_t); }
-template <class T> inline T mean_difference(const VlbRow<T>& row, T x_0, T x_0_hat, T x_t, T out) {
-  return fused(row.e_o, out, fused(row.e_x, x_t, fused(row.e_0, x_0, row.c * (x_0 - x_0_hat))));
-}
-// d diff / d out, of the x_0_hat before its clamp
-template <class T> inline T by_output(const VlbRow<T>& row, T x_0_hat) {
-  return x_0_hat < -row.bound || x_0_hat > row.bound ? row.e_o : row.e_o - row.c * row.p_o;
-}
+// By how much the prediction of x_0 fails, and what follows for the means. Close numbers meet inside an fma.
+template <class T> struct Prediction {
+  bool clamped;
+  T missed, diff;  // x_0 - x_0_hat; mu~ - mu
+
+  Prediction(const VlbRow<T>& row, T x_0, T x_t, T out) {
+    const T free = fused(row.p_o, out, row.p_x * x_t);
+    const bool below = free < -row.bound, above = free > row.bound;  // a NaN is neither
+    clamped = below || above;
+    missed = fused(-row.p_o, out, fused(-row.p_x, x_t, x_0));
+    missed = below ? x_0 + row.bound : above ? x_0 - row.bound : missed;
+    diff = fused(row.e_o, out, fused(row.e_x, x_t, fused(row.e_0, x_0, row.c * missed)));
+  }
+  T by_output(const VlbRow<T>& row) const { return clamped ? row.e_o : row.e_o - row.c * row.p_o; }  // d diff / d out
+};
 
 template <class T, bool kLearned, bool kByOut, bool kByV> inline void kl(const VlbRow<T>& given, const VlbChunk<T>& c, int64_t n) {
   const VlbRow<T> row = given;
   const Exponential<T> fixed = exponential(-row.v_0);
   const T half = T(0.5), half_v = half * row.v_1 * c.scale;
   for (int64_t i = 0; i < n; ++i) {
-    const T raw = predicted_x_0(row, c.out[i], c.x_t[i]);
-    const T diff = mean_difference(row, c.x_0[i], clamp(raw, row.bound), c.x_t[i], c.out[i]);
+    const Prediction<T> p(row, c.x_0[i], c.x_t[i], c.out[i]);
     const Exponential<T> e = kLearned ? exponential(-fused(row.v_1, c.v[i], row.v_0)) : fixed;
-    const T slope = row.precision * diff * e.value, squares = slope * diff;
+    const T slope = row.precision * p.diff * e.value, squares = slope * p.diff;
     c.nats[i] = half * (e.excess + squares);
-    if constexpr (kByOut) c.by_out[i] = c.scale * slope * by_output(row, raw);
+    if constexpr (kByOut) c.by_out[i] = c.scale * slope * p.by_output(row);
     if constexpr (kByV) c.by_v[i] = half_v * (-e.minus_one - squares);
   }
 }
@@ -62,12 +64,11 @@ template <class T> inline void first_step(const VlbRow<T>& given, const VlbChunk
   const auto& g = given;
   const VlbRow<double> row{g.a, g.s, g.p_x, g.p_o, g.bound, g.c, g.e_0, g.e_x, g.e_o, g.v_0, g.v_1, g.precision, {}};
   for (int64_t i = 0; i < n; ++i) {
-    const double x_0 = c.x_0[i], x_t = c.x_t[i], out = c.out[i], raw = predicted_x_0(row, out, x_t);
-    const double diff = mean_difference(row, x_0, clamp(raw, row.bound), x_t, out);
+    const Prediction<double> p(row, c.x_0[i], c.x_t[i], c.out[i]);
     const double delta = c.v ? fused(row.v_1, double(c.v[i]), row.v_0) : row.v_0;
-    const Slopes loss = nll(diff, delta, row.precision, x_0, tanh_cdf);
+    const Slopes loss = nll(p.diff, delta, row.precision, c.x_0[i], tanh_cdf);
     c.nats[i] = T(loss.value);
-    if (c.by_out) c.by_out[i] = T(c.scale * loss.first * by_output(row, raw));
+    if (c.by_out) c.by_out[i] = T(c.scale * loss.first * p.by_output(row));
     if (c.by_v) c.by_v[i] = T(c.scale * loss.second * row.v_1);
   }
 }
@@ -128,7 +129,7 @@ template <class T> void vlb(const VlbArgs& args, int64_t begin, int64_t end) {
     if (args.sums) {
       args.sums[2 * number] = sum_of(c.nats, n);
       if (args.terms)
-        for (int64_t i = 0; i < n; ++i) d[i] = c.x_0[i] - clamp(predicted_x_0(row, c.out[i], c.x_t[i]), row.bound);
+        for (int64_t i = 0; i < n; ++i) d[i] = Prediction<T>(row, c.x_0[i], c.x_t[i], c.out[i]).missed;
       args.sums[2 * number + 1] = args.hybrid || args.terms ? sum_of_squares(d, n) : 0;
     }
     if (grad) {
@@ -136,8 +137,8 @@ template <class T> void vlb(const VlbArgs& args, int64_t begin, int64_t end) {
         const T to_mse = T(args.mse_scale[sample] * double(row.mse[3]));
         for (int64_t i = 0; i < n; ++i) grad[i] = to_mse * d[i];
       }
-      chunk.commit(args.grad, grad, by_out);
-      if (grad_v) chunk.commit(args.grad_variance, grad_v, by_v);
+      if (grad_v) chunk.commit(args.grad, grad, by_out, args.grad_variance, grad_v, by_v);
+      else chunk.commit(args.grad, grad, by_out);
     }
     if (T* next = chunk.target(args.next, next_buffer)) {
       const T* next_row = chunk.row<T>(args.next_rows, 16);
