@@ -5,8 +5,10 @@ from importlib.metadata import PackageNotFoundError, version
 from . import samplers
 from .diffusion import GaussianDiffusion
 from .functional import mse_loss, q_sample, q_step, reverse_step
+from .importance import LossSecondMoment
 from .noise import advance, noise_key, randn, timesteps
 from .schedule import NoiseSchedule
+from .vlb import hybrid_loss, prior_kl, vlb_loss
 
 try:
     __version__ = version("fastddpm")
@@ -15,14 +17,18 @@ except PackageNotFoundError:  # run from a source tree that was never installed
 
 __all__ = [
     "GaussianDiffusion",
+    "LossSecondMoment",
     "NoiseSchedule",
     "advance",
+    "hybrid_loss",
     "mse_loss",
     "noise_key",
+    "prior_kl",
     "q_sample",
     "q_step",
     "randn",
     "reverse_step",
     "samplers",
     "timesteps",
+    "vlb_loss",
 ]

@@ -23,15 +23,18 @@ class Noising(torch.autograd.Function):
         return ops.noising(grad, None, t, rows), None, None, None
 
 
+def _kept(noise: Tensor | None) -> Tensor | None:
+    """What a backward may read: a compiled step may advance its key before; eager autograd would see that and raise."""
+    is_key = noise is not None and noise.dtype is torch.int64
+    return ops.copy_key(noise) if is_key and torch.compiler.is_compiling() else noise
+
+
 class MseLoss(torch.autograd.Function):
     """Saves only its inputs; the backward makes the noise again."""
 
     @staticmethod
     def forward(ctx, model_output, noise, x_0, x_t, t, rows, reduction):
-        # a compiled step may advance its key before the backward runs; eager autograd would see that and raise
-        is_key = noise is not None and noise.dtype is torch.int64
-        kept = ops.copy_key(noise) if is_key and torch.compiler.is_compiling() else noise
-        ctx.save_for_backward(model_output, kept, x_0, x_t, t, rows)
+        ctx.save_for_backward(model_output, _kept(noise), x_0, x_t, t, rows)
         ctx.reduction = reduction
         return ops.mse_loss(model_output, noise, x_0, x_t, t, rows, reduction)
 
@@ -69,12 +72,94 @@ class MseLossWithGrad(torch.autograd.Function):
         return make(grad_loss, *inputs), None
 
 
+class VlbLoss(torch.autograd.Function):
+    """Saves only its inputs; the backward makes x_t again where it came as a key."""
+
+    @staticmethod
+    def forward(ctx, model_output, x_0, x_t, noise, t, rows, tanh_cdf, reduction):
+        ctx.save_for_backward(model_output, x_0, x_t, _kept(noise), t, rows)
+        ctx.constants = tanh_cdf, reduction
+        return ops.vlb_loss(model_output, x_0, x_t, noise, t, rows, tanh_cdf, reduction)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_loss: Tensor):
+        grad = ops.vlb_loss_backward(grad_loss, *ctx.saved_tensors, *ctx.constants)
+        return grad, *[None] * 7
+
+
+class VlbLossWithGrad(torch.autograd.Function):
+    """As `MseLossWithGrad`."""
+
+    @staticmethod
+    def forward(ctx, model_output, others):
+        ctx.save_for_backward(model_output, *others[:-3])
+        ctx.constants = others[-3:]
+        loss, ctx.grad = ops.vlb_loss_with_grad(model_output, *others)
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad_loss: Tensor):
+        grad, ctx.grad = ctx.grad, None
+        again = torch.is_grad_enabled()
+        if grad is not None and not again:
+            ops.scale_grad_(grad, grad_loss)
+            return grad, None
+        make = reference.vlb_loss_backward if again else ops.vlb_loss_backward
+        return make(grad_loss, *ctx.saved_tensors, *ctx.constants), None
+
+
+class HybridLoss(torch.autograd.Function):
+    """As `VlbLoss`; each of loss, mse and vlb has a gradient."""
+
+    @staticmethod
+    def forward(ctx, model_output, x_0, x_t, noise, t, rows, tanh_cdf, vlb_weight, reduction):
+        ctx.save_for_backward(model_output, x_0, x_t, _kept(noise), t, rows)
+        ctx.constants = tanh_cdf, vlb_weight, reduction
+        ctx.set_materialize_grads(False)
+        return ops.hybrid_loss(model_output, x_0, x_t, noise, t, rows, tanh_cdf, vlb_weight, reduction)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_loss: Tensor | None, grad_mse: Tensor | None, grad_vlb: Tensor | None):
+        grad = None
+        if grad_loss is not None or grad_mse is not None or grad_vlb is not None:
+            grad = ops.hybrid_loss_backward(grad_loss, grad_mse, grad_vlb, *ctx.saved_tensors, *ctx.constants)
+        return grad, *[None] * 8
+
+
+class HybridLossWithGrad(torch.autograd.Function):
+    """As `MseLossWithGrad`: the gradient made in the forward is that of `loss`, which is what training asks for."""
+
+    @staticmethod
+    def forward(ctx, model_output, others):
+        ctx.save_for_backward(model_output, *others[:-4])
+        ctx.constants = others[-4:]
+        ctx.set_materialize_grads(False)
+        *losses, ctx.grad = ops.hybrid_loss_with_grad(model_output, *others)
+        return tuple(losses)
+
+    @staticmethod
+    def backward(ctx, grad_loss: Tensor | None, grad_mse: Tensor | None, grad_vlb: Tensor | None):
+        grad, ctx.grad = ctx.grad, None
+        again = torch.is_grad_enabled()
+        if grad_mse is None and grad_vlb is None:
+            if grad_loss is None:
+                return None, None
+            if grad is not None and not again:
+                ops.scale_grad_(grad, grad_loss)
+                return grad, None
+        make = reference.hybrid_loss_backward if again else ops.hybrid_loss_backward
+        return make(grad_loss, grad_mse, grad_vlb, *ctx.saved_tensors, *ctx.constants), None
+
+
 class ReverseStep(torch.autograd.Function):
     """Saves only its inputs; the backward finds again where the clamp let x_0_hat through."""
 
     @staticmethod
     def forward(ctx, model_output, x_t, noise, index, rows, return_x_0):
-        ctx.save_for_backward(model_output, x_t, index, rows)
+        learned = model_output.shape != x_t.shape  # only the variance's gradient holds the noise
+        ctx.save_for_backward(model_output, x_t, _kept(noise) if learned else None, index, rows)
         ctx.set_materialize_grads(False)
         x_prev, x_0 = ops.reverse_step(model_output, x_t, noise, index, rows, return_x_0)
         if not return_x_0:
@@ -94,12 +179,27 @@ def mse_loss(model_output: Tensor, noise, x_0, x_t, t, rows, reduction) -> Tenso
     The gradient is made in the forward on a CPU only, where a GPU makes noise faster than it reads; not under a compiler,
     which wants no mutation; and not in half precision, where it would be rounded, or underflow, before a loss scale reaches it.
     """
-    others = (noise, x_0, x_t, t, rows, reduction)
+    return _loss(ops.mse_loss, MseLossWithGrad, MseLoss, model_output, (noise, x_0, x_t, t, rows, reduction), rows)
+
+
+def vlb_loss(model_output: Tensor, x_0, x_t, noise, t, rows, tanh_cdf, reduction) -> Tensor:
+    """As `mse_loss`."""
+    others = (x_0, x_t, noise, t, rows, tanh_cdf, reduction)
+    return _loss(ops.vlb_loss, VlbLossWithGrad, VlbLoss, model_output, others, rows)
+
+
+def hybrid_loss(model_output: Tensor, x_0, x_t, noise, t, rows, tanh_cdf, vlb_weight, reduction):
+    """As `mse_loss`: (loss, mse, vlb)."""
+    others = (x_0, x_t, noise, t, rows, tanh_cdf, vlb_weight, reduction)
+    return _loss(ops.hybrid_loss, HybridLossWithGrad, HybridLoss, model_output, others, rows)
+
+
+def _loss(without_grad, in_forward, in_backward, model_output: Tensor, others: tuple, rows: Tensor):
     if not (model_output.requires_grad and torch.is_grad_enabled()):
-        return ops.mse_loss(model_output, *others)
+        return without_grad(model_output, *others)
     if model_output.dtype is rows.dtype and model_output.is_cpu and not torch.compiler.is_compiling():
-        return MseLossWithGrad.apply(model_output, others)
-    return MseLoss.apply(model_output, *others)
+        return in_forward.apply(model_output, others)
+    return in_backward.apply(model_output, *others)
 
 
 def noising(x: Tensor, noise: Tensor, t: Tensor, rows: Tensor) -> Tensor:

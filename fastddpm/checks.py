@@ -54,6 +54,25 @@ def check_like(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
         raise ValueError(f"{name}: expected {other_name}'s device {other.device}, got {x.device}")
 
 
+def check_output(output: Tensor, variance_type: str, x_name: str, x: Tensor, name: str = "model_output") -> None:
+    """A network's output: of x's shape, or of twice its channels where the variance is learned (the mean's come first)."""
+    if not variance_type.startswith("learned"):
+        check_like(name, output, x_name, x)
+        return
+    if not isinstance(output, Tensor) or output.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{name}: expected a float32, bfloat16, float16 or float64 tensor, got {describe(output)}")
+    if x.dim() < 2:
+        raise ValueError(f"{x_name}: expected [B, C, ...] for variance_type {variance_type!r}, got {list(x.shape)}")
+    shape = (x.shape[0], 2 * x.shape[1], *x.shape[2:])
+    if output.shape != shape:
+        raise ValueError(
+            f"{name}: expected [B, 2C, ...] = {list(shape)} for variance_type {variance_type!r} (the mean's channels, then "
+            f"the variance's), got {list(output.shape)}"
+        )
+    if output.device != x.device:
+        raise ValueError(f"{name}: expected {x_name}'s device {x.device}, got {output.device}")
+
+
 def check_key(name: str, key: Tensor) -> None:
     if not isinstance(key, Tensor) or key.dtype != torch.int64 or key.dim() != 2 or key.shape[1] != 2:
         raise TypeError(f"{name}: expected an int64 key [B, 2] from noise_key, got {describe(key)}")
@@ -69,21 +88,21 @@ def check_index(name: str, t: Tensor, x: Tensor) -> None:
         raise ValueError(f"{name}: expected the data's device {x.device}, got {t.device}")
 
 
-def check_noise(noise: Tensor, x_name: str, x: Tensor) -> None:
+def check_noise(noise: Tensor, x_name: str, x: Tensor, name: str = "noise") -> None:
     """A key for x's batch, or a tensor of x's shape."""
     if not isinstance(noise, Tensor) or noise.dtype is not torch.int64:
-        check_like("noise", noise, x_name, x)
-        check_no_grad("noise", noise)
+        check_like(name, noise, x_name, x)
+        check_no_grad(name, noise)
         return
     shape, batch = noise.shape, x.shape[0]
     if len(shape) != 2 or shape[1] != 2:
         raise TypeError(
-            f"noise: expected an int64 key [{batch}, 2] from noise_key, or a floating tensor, got {describe(noise)}"
+            f"{name}: expected an int64 key [{batch}, 2] from noise_key, or a floating tensor, got {describe(noise)}"
         )
     if shape[0] != batch:
-        raise ValueError(f"noise: expected a key of {batch} rows (the batch of {x_name}), got {shape[0]}")
+        raise ValueError(f"{name}: expected a key of {batch} rows (the batch of {x_name}), got {shape[0]}")
     if noise.device != x.device:
-        raise ValueError(f"noise: expected {x_name}'s device {x.device}, got {noise.device}")
+        raise ValueError(f"{name}: expected {x_name}'s device {x.device}, got {noise.device}")
 
 
 def check_one_of(name: str, value: object, choices: tuple[object, ...]) -> None:

@@ -1,6 +1,6 @@
 """GaussianDiffusion: a schedule and the functions, tied to a model."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,12 +8,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import samplers
+from .bits_per_dim import bits_per_dim
 from .checks import check_data, check_key, check_one_of, check_shape, describe
-from .functional import mse_loss, q_sample, reverse_step
+from .functional import check_reduction, mse_loss, q_sample, reverse_step
+from .importance import LossSecondMoment
+from .models import Model, call_model, device_of
 from .noise import INITIAL, REVERSE, advance, noise_key, randn, timesteps
-from .schedule import VARIANCE_TYPES, NoiseSchedule, check_schedule
+from .schedule import FIRST_VARIANCES, LEARNED_VARIANCE_TYPES, VARIANCE_TYPES, NoiseSchedule, check_schedule
+from .vlb import CDFS, hybrid_loss, vlb_loss
 
-Model = Callable[..., Any]
+LOSSES = ("mse", "kl", "rescaled_kl", "hybrid")
 
 
 class GaussianDiffusion:
@@ -24,9 +28,16 @@ class GaussianDiffusion:
     Args:
         schedule: the chain.
         prediction_type: what the model predicts: "epsilon", "sample", "v_prediction" or "previous".
-        variance_type: of the reverse step: "fixed_small" or "fixed_large".
-        loss: "mse".
-        weight: of the loss over t: None, "min_snr", or a floating `[T]` table.
+        variance_type: of the reverse step: "fixed_small", "fixed_large", or for a model of twice the channels "learned" or
+            "learned_range" (`vlb_loss` says what they mean; "mse" cannot train those).
+        loss: what `training_loss` is, each with t drawn evenly: "mse"; "kl", the bound's term (`vlb_loss`); "rescaled_kl", T
+            times that, an estimate of the whole bound but for `prior_kl`; "hybrid", `hybrid_loss`.
+        weight: of the mean squared error over t ("mse", "hybrid"): None, "min_snr", or a floating `[T]` table.
+        cdf, first_variance: of the bound, as in `vlb_loss`.
+        vlb_weight: of the bound in "hybrid", as in `hybrid_loss`.
+
+    Raises:
+        TypeError, ValueError: an argument of a wrong type or an unknown name, or two that do not go together, named.
     """
 
     def __init__(
@@ -36,16 +47,34 @@ class GaussianDiffusion:
         variance_type: str = "fixed_small",
         loss: str = "mse",
         weight: str | Tensor | None = None,
+        cdf: str = "exact",
+        vlb_weight: float | None = None,
+        first_variance: str = "posterior",
     ):
         check_schedule(schedule)
         schedule.check_prediction(prediction_type)
         check_one_of("variance_type", variance_type, VARIANCE_TYPES)
-        check_one_of("loss", loss, ("mse",))
+        check_one_of("loss", loss, LOSSES)
+        check_one_of("cdf", cdf, CDFS)
+        check_one_of("first_variance", first_variance, FIRST_VARIANCES)
+        if weight is not None and loss not in ("mse", "hybrid"):
+            given = weight if isinstance(weight, str) else describe(weight)
+            raise ValueError(f"weight: expected None for loss {loss!r} (the bound weights its own terms), got {given!r}")
+        if vlb_weight is not None and loss != "hybrid":
+            raise ValueError(f"vlb_weight: expected None for loss {loss!r}, got {vlb_weight!r}")
         self.schedule = schedule
         self.prediction_type = prediction_type
         self.variance_type = variance_type
         self.loss = loss
         self.weight = weight
+        self.cdf = cdf
+        self.vlb_weight = vlb_weight
+        self.first_variance = first_variance
+
+    @property
+    def learns_variance(self) -> bool:
+        """Whether the model's output has twice the data's channels."""
+        return self.variance_type in LEARNED_VARIANCE_TYPES
 
     def training_loss(
         self,
@@ -54,6 +83,7 @@ class GaussianDiffusion:
         key: Tensor,
         model_kwargs: Mapping[str, Any] | None = None,
         reduction: str = "mean",
+        t_sampler: LossSecondMoment | None = None,
     ) -> Tensor:
         """One training step's loss: t and x_t from the key, the model's output, and its loss.
 
@@ -63,6 +93,8 @@ class GaussianDiffusion:
             key: int64 `[B, 2]` of `noise_key(seed, step, B)`. t, the noise and x_t are functions of it alone.
             model_kwargs: passed on to the model.
             reduction: "mean", "sum" or "none".
+            t_sampler: a `LossSecondMoment` draws t in place of `timesteps`, takes the losses in, and weights them; t is then a
+                function of its state and the key.
 
         Returns:
             A float32 scalar, or `[B]` for "none".
@@ -71,19 +103,67 @@ class GaussianDiffusion:
         check_key("key", key)
         if key.shape[0] != x_0.shape[0]:
             raise ValueError(f"key: expected {x_0.shape[0]} rows (the batch of x_0), got {key.shape[0]}")
-        t = timesteps(key, len(self.schedule))
+        check_reduction(reduction)
+        self._check_trains_variance()
+        if t_sampler is None:
+            return self._loss_at(timesteps(key, len(self.schedule)), model, x_0, key, model_kwargs, reduction)
+        if t_sampler.num_timesteps != len(self.schedule):
+            raise ValueError(f"t_sampler: expected one of {len(self.schedule)} timesteps, got {t_sampler.num_timesteps}")
+        t, weights = t_sampler.sample(key)
+        losses = self._loss_at(t, model, x_0, key, model_kwargs, "none")
+        t_sampler.update(t, losses.detach())
+        losses = weights * losses
+        return losses if reduction == "none" else getattr(losses, reduction)()
+
+    def _check_trains_variance(self) -> None:
+        if self.loss == "mse" and self.learns_variance:
+            raise ValueError(
+                f"loss: expected 'hybrid', 'kl' or 'rescaled_kl' to train variance_type {self.variance_type!r}, got 'mse' (it would "
+                "leave the variance as it is; 'hybrid' is the mean squared error with the bound beside it)"
+            )
+
+    def _loss_at(
+        self, t: Tensor, model: Model, x_0: Tensor, key: Tensor, model_kwargs: Mapping[str, Any] | None, reduction: str
+    ) -> Tensor:
         x_t = q_sample(x_0, t, self.schedule, key)
-        output = _call(model, x_t, self._model_t(t), model_kwargs)
-        return mse_loss(
-            output,
-            t,
-            self.schedule,
-            key,
-            x_0,
-            prediction_type=self.prediction_type,
-            weight=self.weight,
+        output = call_model(model, x_t, self._model_t(t), model_kwargs, self.variance_type)
+        return self._loss_of(output, x_0, x_t, t, key, reduction)
+
+    def _loss_of(self, output: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor, key: Tensor, reduction: str) -> Tensor:
+        if self.loss == "mse":
+            return mse_loss(
+                output,
+                t,
+                self.schedule,
+                key,
+                x_0,
+                prediction_type=self.prediction_type,
+                weight=self.weight,
+                reduction=reduction,
+            )
+        inputs = (output, x_0, x_t, t, self.schedule)
+        if self.loss == "hybrid":
+            parts = hybrid_loss(
+                *inputs,
+                key,
+                self.vlb_weight,
+                self.prediction_type,
+                self.variance_type,
+                cdf=self.cdf,
+                first_variance=self.first_variance,
+                weight=self.weight,
+                reduction=reduction,
+            )
+            return parts["loss"]
+        loss = vlb_loss(
+            *inputs,
+            self.prediction_type,
+            self.variance_type,
+            cdf=self.cdf,
+            first_variance=self.first_variance,
             reduction=reduction,
         )
+        return loss if self.loss == "kl" else len(self.schedule) * loss
 
     @torch.no_grad()
     def sample(
@@ -118,33 +198,59 @@ class GaussianDiffusion:
         check_shape("shape", shape)
         if isinstance(seed, Tensor) and seed.shape != shape[:1]:
             raise ValueError(f"seed: expected an int or [{shape[0]}] seeds, one an image, got {describe(seed)}")
-        device = _device_of(model) if device is None else torch.device(device)
+        device = device_of(model) if device is None else torch.device(device)
         chain = self.schedule if steps is None else self.schedule.respace(steps)
         rows = samplers.ddpm(chain, self.prediction_type, self.variance_type, clip_denoised)
         x = randn(noise_key(seed, 0, shape[0], stream=INITIAL, device=device), shape)
         key = noise_key(seed, 0, shape[0], stream=REVERSE, device=device)
         model_t = rows.timesteps.to(device)
         for i in tqdm(range(len(rows) - 1, -1, -1), desc="sampling", unit="step", disable=not progress):
-            output = _call(model, x, model_t[i].expand(shape[0]), model_kwargs)
+            output = call_model(model, x, model_t[i].expand(shape[0]), model_kwargs, self.variance_type)
             x, _ = reverse_step(output, x, i, rows, key, return_x_0=False)
             advance(key)
         return x
 
+    def bits_per_dim(
+        self,
+        model: Model,
+        x_0: Tensor,
+        seed: int | Tensor = 0,
+        noise: Tensor | None = None,
+        clip_denoised: bool = True,
+        cdf: str = "exact",
+        model_kwargs: Mapping[str, Any] | None = None,
+        steps: int | None = None,
+        batch_size: int | None = None,
+        first_sample: int = 0,
+        progress: bool = True,
+    ) -> dict[str, Tensor]:
+        """The bound on each sample's -log p(x_0), by one draw of each x_t: L_T + L_0 + .. + L_{T-1} (Ho et al. 2020, eq. 5).
+
+        Args:
+            model: see the class; put it in eval mode first.
+            x_0: data `[B, ...]` in [-1, 1]. The likelihood is that of 256 levels, so the figure is meant for 8-bit data.
+            seed: an int, or an integer tensor `[B]` of one seed a sample. The noise is a function of (seed, t, sample), t the
+                timestep in the original chain.
+            noise: the noise of every step, a tensor of x_0's shape or a key, in place of the seed's.
+            clip_denoised: clamp x_0_hat to [-1, 1].
+            cdf: of the likelihood at index 0: "exact", or "tanh" for the published code's approximation.
+            model_kwargs: passed on to the model; with `batch_size`, each chunk's share of the tensors whose first size is B.
+            steps: how many steps of the chain to walk, evenly spaced to its end; None for all. Fewer give another bound: that
+                of the shorter chain, whose samples `sample` draws with as many steps.
+            batch_size: samples at a time, None for all: for memory only, the noise is the same.
+            first_sample: the index of the first sample, so that data evaluated in parts sees the noise of the whole.
+            progress: show a bar.
+
+        Returns:
+            "total" and "prior" (L_T), `[B]`, bits a dimension; and `[B, T]`, a column for each index 0 .. T-1 of the chain
+            walked, ascending (OpenAI's descend): "vb" (L_t), bits a dimension; "x_0_mse"; "eps_mse", which is snr_t x_0_mse.
+            total = prior + vb.sum(1). float32 (float64 for float64).
+
+        Raises:
+            TypeError, ValueError: an argument, or the model's output, of a wrong dtype, shape or device, named.
+        """
+        options = (seed, noise, clip_denoised, cdf, model_kwargs, steps, batch_size, first_sample, progress)
+        return bits_per_dim(self, model, x_0, *options)
+
     def _model_t(self, t: Tensor) -> Tensor:
         return self.schedule.timesteps_on(t.device)[t] if self.schedule.is_respaced else t
-
-
-def _call(model: Model, x_t: Tensor, t: Tensor, model_kwargs: Mapping[str, Any] | None) -> Tensor:
-    output = model(x_t, t, **(model_kwargs or {}))
-    output = getattr(output, "sample", output) if not isinstance(output, Tensor) else output
-    if not isinstance(output, Tensor):
-        raise TypeError(f"model: expected a tensor, or an object whose .sample is one, got {describe(output)}")
-    if output.shape != x_t.shape:
-        raise ValueError(f"model: expected an output of x_t's shape {list(x_t.shape)}, got {list(output.shape)}")
-    return output
-
-
-def _device_of(model: Model) -> torch.device:
-    parameters = getattr(model, "parameters", None)
-    first = next(iter(parameters()), None) if callable(parameters) else None
-    return torch.device("cpu") if first is None else first.device

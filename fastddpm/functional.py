@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from . import autograd, ops
-from .checks import check_data, check_index, check_like, check_no_grad, check_noise, check_one_of, describe
+from .checks import check_data, check_index, check_like, check_no_grad, check_noise, check_one_of, check_output, describe
 from .samplers import StepRows
 from .schedule import NoiseSchedule, check_schedule
 
-_REDUCTIONS = {"none": ops.NONE, "mean": ops.MEAN, "sum": ops.SUM}
+REDUCTIONS = {"none": ops.NONE, "mean": ops.MEAN, "sum": ops.SUM}
 
 
 def q_sample(x_0: Tensor, t: Tensor | int, schedule: NoiseSchedule, noise: Tensor) -> Tensor:
@@ -43,9 +43,9 @@ def q_step(x_prev: Tensor, t: Tensor | int, schedule: NoiseSchedule, noise: Tens
 def _noised(name, x, t, schedule, noise, rows_on) -> Tensor:
     check_data(name, x)
     check_schedule(schedule)
-    t = _index("t", t, x, schedule)
+    t = row_index("t", t, x, schedule)
     check_noise(noise, name, x)
-    rows = rows_on(schedule, x.device, _arithmetic(x))
+    rows = rows_on(schedule, x.device, arithmetic(x))
     return autograd.noising(x, noise, t, rows)
 
 
@@ -83,19 +83,14 @@ def mse_loss(
     """
     check_data("model_output", model_output)
     check_schedule(schedule)
-    index = _index("t", t, model_output, schedule)
+    index = row_index("t", t, model_output, schedule)
     schedule.check_prediction(prediction_type)
-    if reduction not in _REDUCTIONS:
-        check_one_of("reduction", reduction, tuple(_REDUCTIONS))
+    check_reduction(reduction)
     noise, x_0, x_t = _target_inputs(prediction_type, model_output, noise, x_0, x_t)
     target = prediction_type if x_t is None else "previous_from_x_t"
-    if weight is None or isinstance(weight, str):
-        if prediction_type == "previous" and weight == "min_snr":
-            raise ValueError("weight: expected None or a table for prediction_type 'previous', got 'min_snr'")
-        rows = schedule.mse_rows(target, weight, model_output.device, _arithmetic(model_output))
-    else:
-        rows = _weighted_rows(schedule, target, weight, model_output)
-    return autograd.mse_loss(model_output, noise, x_0, x_t, index, rows, _REDUCTIONS[reduction])
+    name = check_weight(weight, prediction_type, schedule, model_output)
+    rows = weighted(schedule.mse_rows(target, name, model_output.device, arithmetic(model_output)), weight)
+    return autograd.mse_loss(model_output, noise, x_0, x_t, index, rows, REDUCTIONS[reduction])
 
 
 def _target_inputs(prediction_type, model_output, noise, x_0, x_t):
@@ -120,13 +115,29 @@ def _target_inputs(prediction_type, model_output, noise, x_0, x_t):
     return noise, x_0 if needs_x_0 else None, None
 
 
-def _weighted_rows(schedule: NoiseSchedule, target: str, weight: Tensor, x: Tensor) -> Tensor:
+def check_reduction(reduction: str) -> None:
+    if reduction not in REDUCTIONS:
+        check_one_of("reduction", reduction, tuple(REDUCTIONS))
+
+
+def check_weight(weight: str | Tensor | None, prediction_type: str, schedule: NoiseSchedule, x: Tensor) -> str | None:
+    """The name of the weights that the schedule makes: None where they are a table of the caller's (`weighted`)."""
+    if weight is None or isinstance(weight, str):
+        if prediction_type == "previous" and weight == "min_snr":
+            raise ValueError("weight: expected None or a table for prediction_type 'previous', got 'min_snr'")
+        return weight
     if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.shape != (len(schedule),):
         raise ValueError(f"weight: expected None, 'min_snr' or a floating [{len(schedule)}] table, got {describe(weight)}")
     if weight.device != x.device:
         raise ValueError(f"weight: expected model_output's device {x.device}, got {weight.device}")
-    rows = schedule.mse_rows(target, None, x.device, _arithmetic(x))
-    return torch.cat((rows[:, :3], weight.detach().to(rows.dtype)[:, None]), 1)
+    return None
+
+
+def weighted(rows: Tensor, weight: str | Tensor | None) -> Tensor:
+    """The rows with a table of the caller's for their last column."""
+    if not isinstance(weight, Tensor):
+        return rows
+    return torch.cat((rows[:, :-1], weight.detach().to(rows.dtype)[:, None]), 1)
 
 
 def reverse_step(
@@ -139,10 +150,11 @@ def reverse_step(
 ) -> tuple[Tensor, Tensor | None]:
     """One reverse update, x_t to x_{t-1}, for any sampler that is a table of rows (for DDPM, Ho et al. 2020, algorithm 2).
 
-    x_0_hat = clamp(p_x x_t + p_o out, bound);  x_prev = k_x x_t + k_0 x_0_hat + k_o out + sigma z.
+    x_0_hat = clamp(p_x x_t + p_o out, bound);  x_prev = k_x x_t + k_0 x_0_hat + k_o out + sigma exp(k_v v) z.
 
     Args:
-        model_output: the network's output at x_t, of its shape.
+        model_output: the network's output at x_t: `out` of its shape, or `[B, 2C, ...]` of out and v for rows of a learned
+            variance.
         x_t: the current sample `[B, ...]`.
         i: indices into the rows: the last one first, 0 for the final step. A tensor, or an int.
         rows: a sampler's table, e.g. `samplers.ddpm(schedule)`.
@@ -157,22 +169,23 @@ def reverse_step(
         IndexError: i out of range: on the CPU, or given as an int.
     """
     check_data("x_t", x_t)
-    check_like("model_output", model_output, "x_t", x_t)
     if not isinstance(rows, StepRows):
         raise TypeError(f"rows: expected the StepRows of a sampler such as samplers.ddpm(schedule), got {describe(rows)}")
-    index = _index("i", i, x_t, rows)
+    check_output(model_output, rows.variance_type, "x_t", x_t)
+    index = row_index("i", i, x_t, rows)
     if noise is not None:
         check_noise(noise, "x_t", x_t)
-    table = rows.on(x_t.device, _arithmetic(x_t))
+    table = rows.on(x_t.device, arithmetic(x_t))
     x_prev, x_0 = autograd.reverse_step(model_output, x_t, noise, index, table, return_x_0)
     return x_prev, x_0 if return_x_0 else None
 
 
-def _arithmetic(x: Tensor) -> torch.dtype:
+def arithmetic(x: Tensor) -> torch.dtype:
+    """The dtype that a function computes in whose first tensor is x."""
     return torch.float64 if x.dtype is torch.float64 else torch.float32
 
 
-def _index(name: str, t: Tensor | int, x: Tensor, table: NoiseSchedule | StepRows) -> Tensor:
+def row_index(name: str, t: Tensor | int, x: Tensor, table: NoiseSchedule | StepRows) -> Tensor:
     if isinstance(t, Tensor):
         check_index(name, t, x)
         return t

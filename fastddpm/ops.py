@@ -1,7 +1,8 @@
 """The torch.library boundary: schemas, fakes, and which backend serves which device. Nothing else.
 
 Every op takes tensors that `functional` has checked. `noise` is a key (int64 `[B, 2]`) or a tensor; `t` and `index` choose the
-row of `rows` for each sample; the dtype of `rows` is the dtype of the arithmetic. `reduction` is 0 none, 1 mean, 2 sum.
+row of `rows` for each sample; the dtype of `rows` is the dtype of the arithmetic. `reduction` is 0 none, 1 mean, 2 sum. An
+output of twice the data's channels holds the variance's behind the mean's. An `x_t` of None is made again from x_0 and `noise`.
 
 The CPU key is served by the C++ extension where it is built, the CUDA key (NVIDIA and ROCm) by Triton. Everything else runs
 `reference`.
@@ -15,6 +16,8 @@ NONE, MEAN, SUM = 0, 1, 2
 
 _library = torch.library.Library("fastddpm", "DEF")
 _TARGET = "Tensor model_output, Tensor? noise, Tensor? x_0, Tensor? x_t, Tensor t, Tensor rows, int reduction"
+_BOUND = "Tensor model_output, Tensor x_0, Tensor? x_t, Tensor? noise, Tensor t, Tensor rows, bool tanh_cdf"
+_HYBRID = f"{_BOUND}, float vlb_weight, int reduction"
 
 
 def _define(name: str, signature: str) -> torch._ops.OpOverload:
@@ -34,13 +37,23 @@ mse_loss = _define("mse_loss", f"({_TARGET}) -> Tensor")
 mse_loss_with_grad = _define("mse_loss_with_grad", f"({_TARGET}) -> (Tensor, Tensor)")
 mse_loss_backward = _define("mse_loss_backward", f"(Tensor grad_loss, {_TARGET}) -> Tensor")
 scale_grad_ = _define("scale_grad_", "(Tensor(a!) grad, Tensor grad_loss) -> ()")
+vlb_loss = _define("vlb_loss", f"({_BOUND}, int reduction) -> Tensor")
+vlb_loss_with_grad = _define("vlb_loss_with_grad", f"({_BOUND}, int reduction) -> (Tensor, Tensor)")
+vlb_loss_backward = _define("vlb_loss_backward", f"(Tensor grad_loss, {_BOUND}, int reduction) -> Tensor")
+hybrid_loss = _define("hybrid_loss", f"({_HYBRID}) -> (Tensor loss, Tensor mse, Tensor vlb)")
+hybrid_loss_with_grad = _define("hybrid_loss_with_grad", f"({_HYBRID}) -> (Tensor loss, Tensor mse, Tensor vlb, Tensor grad)")
+hybrid_loss_backward = _define(
+    "hybrid_loss_backward", f"(Tensor? grad_loss, Tensor? grad_mse, Tensor? grad_vlb, {_HYBRID}) -> Tensor"
+)
+vlb_terms = _define("vlb_terms", f"({_BOUND}, Tensor? next_noise, Tensor? next_t) -> (Tensor terms, Tensor next_x_t)")
 reverse_step = _define(
     "reverse_step",
     "(Tensor model_output, Tensor x_t, Tensor? noise, Tensor index, Tensor rows, bool return_x_0) -> (Tensor, Tensor)",
 )
 reverse_step_backward = _define(
     "reverse_step_backward",
-    "(Tensor? grad_x_prev, Tensor? grad_x_0, Tensor model_output, Tensor x_t, Tensor index, Tensor rows) -> (Tensor, Tensor)",
+    "(Tensor? grad_x_prev, Tensor? grad_x_0, Tensor model_output, Tensor x_t, Tensor? noise, Tensor index, Tensor rows)"
+    " -> (Tensor, Tensor)",
 )
 
 _extension.load()  # registers the C++ kernels under the CPU key, over the schemas above
@@ -105,11 +118,48 @@ def _(grad, grad_loss):
     return None
 
 
+@_fake(vlb_loss)
+def _(model_output, x_0, x_t, noise, t, rows, tanh_cdf, reduction):
+    return _fake_loss(model_output, rows, reduction)
+
+
+@_fake(vlb_loss_with_grad)
+def _(model_output, x_0, x_t, noise, t, rows, tanh_cdf, reduction):
+    return _fake_loss(model_output, rows, reduction), torch.empty_like(model_output)
+
+
+@_fake(vlb_loss_backward)
+def _(grad_loss, model_output, x_0, x_t, noise, t, rows, tanh_cdf, reduction):
+    return torch.empty_like(model_output)
+
+
+@_fake(hybrid_loss)
+def _(model_output, x_0, x_t, noise, t, rows, tanh_cdf, vlb_weight, reduction):
+    loss, mse, vlb = (_fake_loss(model_output, rows, reduction) for _ in range(3))
+    return loss, mse, vlb
+
+
+@_fake(hybrid_loss_with_grad)
+def _(model_output, x_0, x_t, noise, t, rows, tanh_cdf, vlb_weight, reduction):
+    loss, mse, vlb = (_fake_loss(model_output, rows, reduction) for _ in range(3))
+    return loss, mse, vlb, torch.empty_like(model_output)
+
+
+@_fake(hybrid_loss_backward)
+def _(grad_loss, grad_mse, grad_vlb, model_output, x_0, x_t, noise, t, rows, tanh_cdf, vlb_weight, reduction):
+    return torch.empty_like(model_output)
+
+
+@_fake(vlb_terms)
+def _(model_output, x_0, x_t, noise, t, rows, tanh_cdf, next_noise, next_t):
+    return rows.new_empty(2, x_0.shape[0]), torch.empty_like(x_0) if next_noise is not None else x_0.new_empty(0)
+
+
 @_fake(reverse_step)
 def _(model_output, x_t, noise, index, rows, return_x_0):
     return torch.empty_like(x_t), torch.empty_like(x_t) if return_x_0 else x_t.new_empty(0)
 
 
 @_fake(reverse_step_backward)
-def _(grad_x_prev, grad_x_0, model_output, x_t, index, rows):
+def _(grad_x_prev, grad_x_0, model_output, x_t, noise, index, rows):
     return torch.empty_like(model_output), torch.empty_like(x_t)

@@ -229,26 +229,58 @@ def scale_grad_(grad: Tensor, grad_loss: Tensor) -> None:
     grad.mul_(grad_loss.reshape(-1, *[1] * (grad.dim() - 1)))
 
 
-# ---- reverse: x_0_hat = clamp(p_x x + p_o out, bound); x_prev = k_x x + k_0 x_0_hat + k_o out + sigma z ----
+# ---- reverse: x_0_hat = clamp(p_x x + p_o out, bound); x_prev = k_x x + k_0 x_0_hat + k_o out + sigma exp(k_v v) z ----
+
+
+def _channels(model_output: Tensor, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """The network's mean channels and, where it has twice x's, its variance channels v."""
+    values = model_output.to(dtype)
+    if model_output.shape == x.shape:
+        return values, None
+    return values[:, : x.shape[1]], values[:, x.shape[1] :]
+
+
+def _deviation(sigma: Tensor, k_v: Tensor, v: Tensor | None) -> Tensor:
+    return sigma if v is None else sigma * (k_v * v).exp()
 
 
 def reverse_step(model_output, x_t, noise, index, rows, return_x_0) -> tuple[Tensor, Tensor]:
-    p_x, p_o, bound, k_x, k_0, k_o, sigma = _row(rows, index, x_t, "i")
-    out, x = model_output.to(rows.dtype), x_t.to(rows.dtype)
+    p_x, p_o, bound, k_x, k_0, k_o, sigma, k_v = _row(rows, index, x_t, "i")
+    (out, v), x = _channels(model_output, x_t, rows.dtype), x_t.to(rows.dtype)
     x_0 = _fma(p_o, out, p_x * x)
     x_0 = torch.where(x_0 < -bound, -bound, torch.where(x_0 > bound, bound, x_0))
     x_prev = _fma(k_o, out, _fma(k_0, x_0, k_x * x))
     if noise is not None:
-        noisy = _fma(sigma, _noise(noise, x_t, rows.dtype), x_prev)
+        noisy = _fma(_deviation(sigma, k_v, v), _noise(noise, x_t, rows.dtype), x_prev)
         x_prev = torch.where(sigma != 0, noisy, x_prev)
     return _like(x_prev, x_t), _like(x_0, x_t) if return_x_0 else x_t.new_empty(0)
 
 
-def reverse_step_backward(grad_x_prev, grad_x_0, model_output, x_t, index, rows) -> tuple[Tensor, Tensor]:
-    p_x, p_o, bound, k_x, k_0, k_o, _ = _row(rows, index, x_t, "i")
-    out, x = model_output.to(rows.dtype), x_t.to(rows.dtype)
+def reverse_step_backward(grad_x_prev, grad_x_0, model_output, x_t, noise, index, rows) -> tuple[Tensor, Tensor]:
+    p_x, p_o, bound, k_x, k_0, k_o, sigma, k_v = _row(rows, index, x_t, "i")
+    (out, v), x = _channels(model_output, x_t, rows.dtype), x_t.to(rows.dtype)
     zero = torch.zeros(x_t.shape, dtype=rows.dtype, device=x_t.device)
     g = zero if grad_x_prev is None else grad_x_prev.to(rows.dtype)
     through = k_0 * g if grad_x_0 is None else k_0 * g + grad_x_0.to(rows.dtype)
     through = torch.where(_fma(p_o, out, p_x * x).abs() > bound, zero, through)
-    return _like(_fma(p_o, through, k_o * g), model_output), _like(_fma(p_x, through, k_x * g), x_t)
+    grad_output = _fma(p_o, through, k_o * g)
+    if v is not None:
+        grad_v = zero
+        if noise is not None:
+            by_v = k_v * _deviation(sigma, k_v, v) * _noise(noise, x_t, rows.dtype)
+            grad_v = torch.where(sigma != 0, g * by_v, zero)
+        grad_output = torch.cat((grad_output, grad_v), 1)
+    return _like(grad_output, model_output), _like(_fma(p_x, through, k_x * g), x_t)
+
+
+# ---- the variational bound: a file of its own, which stands on what is above ----
+
+from .reference_vlb import (  # noqa: E402, F401
+    hybrid_loss,
+    hybrid_loss_backward,
+    hybrid_loss_with_grad,
+    vlb_loss,
+    vlb_loss_backward,
+    vlb_loss_with_grad,
+    vlb_terms,
+)

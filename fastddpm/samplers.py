@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from .checks import check_one_of
-from .schedule import PREDICTION_TYPES, NoiseSchedule
+from .rows import variance_columns, x_0_columns
+from .schedule import FIXED_VARIANCE_TYPES, PREDICTION_TYPES, VARIANCE_TYPES, NoiseSchedule
 from .tables import Tables
 
 
@@ -14,12 +15,13 @@ class StepRows:
     """A sampler's coefficients.
 
     Attributes:
-        table: float64 `[S, 7]` on the CPU: p_x, p_o, bound, k_x, k_0, k_o, sigma of `reverse_step`.
+        table: float64 `[S, 8]` on the CPU: p_x, p_o, bound, k_x, k_0, k_o, sigma, k_v of `reverse_step`.
         timesteps: int64 `[S]`, what the network is given at each row.
+        variance_type: "learned" and "learned_range" want a network's output of twice the channels.
     """
 
-    def __init__(self, table: Tensor, timesteps: Tensor):
-        self.table, self.timesteps = table, timesteps
+    def __init__(self, table: Tensor, timesteps: Tensor, variance_type: str = "fixed_small"):
+        self.table, self.timesteps, self.variance_type = table, timesteps, variance_type
         self._tables = Tables(self._make_table)
 
     def __len__(self) -> int:
@@ -44,12 +46,14 @@ def ddpm(
     clip_denoised: bool = True,
     clip_range: float = 1.0,
 ) -> StepRows:
-    """Ancestral sampling (Ho et al. 2020, algorithm 2): the posterior mean at x_0_hat, and noise of a fixed variance.
+    """Ancestral sampling (Ho et al. 2020, algorithm 2): the posterior mean at x_0_hat, and noise.
 
     Args:
         schedule: the chain, respaced or not.
         prediction_type: "epsilon", "sample", "v_prediction" or "previous" (the output is the mean itself).
-        variance_type: "fixed_small" (beta~) or "fixed_large" (beta). The last step, row 0, adds no noise.
+        variance_type: of the noise: "fixed_small" (beta~), "fixed_large" (beta), or from the network's variance channels v:
+            "learned" (v is log sigma^2) or "learned_range" (between log beta~ at -1 and log beta at +1; Nichol & Dhariwal
+            2021, eq. 15). The last step, row 0, adds none.
         clip_denoised: clamp x_0_hat to [-clip_range, clip_range]. "previous" clamps the x_0_hat returned, not the mean.
         clip_range: that bound.
 
@@ -57,13 +61,14 @@ def ddpm(
         ValueError: an unknown type, a bound not above 0, or epsilon prediction at zero terminal SNR.
     """
     check_one_of("prediction_type", prediction_type, PREDICTION_TYPES)
+    check_one_of("variance_type", variance_type, VARIANCE_TYPES)
     schedule.check_prediction(prediction_type)
     if not clip_range > 0:
         raise ValueError(f"clip_range: expected a value above 0, got {clip_range}")
-    p_x, p_o = _x_0_from(schedule, prediction_type)
+    p_x, p_o = x_0_columns(schedule, prediction_type)
     zero, one = torch.zeros_like(p_x), torch.ones_like(p_x)
     direct = prediction_type == "previous"
-    sigma = schedule.variance(variance_type).sqrt()
+    sigma, k_v = _deviation(schedule, variance_type)
     sigma[0] = 0
     columns = (
         p_x,
@@ -73,17 +78,15 @@ def ddpm(
         zero if direct else schedule.posterior_mean_x_0,
         one if direct else zero,
         sigma,
+        k_v,
     )
-    return StepRows(torch.stack(columns, 1), schedule.timesteps)
+    return StepRows(torch.stack(columns, 1), schedule.timesteps, variance_type)
 
 
-def _x_0_from(schedule: NoiseSchedule, prediction_type: str) -> tuple[Tensor, Tensor]:
-    """x_0_hat = p_x x_t + p_o out."""
-    a, s = schedule.alphas_cumprod.sqrt(), (1 - schedule.alphas_cumprod).sqrt()
-    if prediction_type == "epsilon":
-        return 1 / a, -s / a
-    if prediction_type == "v_prediction":
-        return a, -s
-    if prediction_type == "sample":
-        return torch.zeros_like(a), torch.ones_like(a)
-    return -schedule.posterior_mean_x_t / schedule.posterior_mean_x_0, 1 / schedule.posterior_mean_x_0
+def _deviation(schedule: NoiseSchedule, variance_type: str) -> tuple[Tensor, Tensor]:
+    """sigma and k_v of a standard deviation sigma exp(k_v v), v the network's variance channel."""
+    if variance_type in FIXED_VARIANCE_TYPES:
+        sigma = schedule.variance(variance_type).sqrt()
+        return sigma, torch.zeros_like(sigma)
+    u_0, u_1 = variance_columns(schedule, variance_type)
+    return (u_0 / 2).exp(), u_1 / 2

@@ -3,20 +3,29 @@
 Notation: index i = 0..T-1 is step t = i + 1 of the papers; abar = alphas_cumprod; abar_0 = 1 before the first step.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from . import rows
 from .checks import check_one_of, describe
 from .tables import Tables
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "previous")
-VARIANCE_TYPES = ("fixed_small", "fixed_large")
+FIXED_VARIANCE_TYPES = ("fixed_small", "fixed_large")
+LEARNED_VARIANCE_TYPES = ("learned", "learned_range")
+VARIANCE_TYPES = (*FIXED_VARIANCE_TYPES, *LEARNED_VARIANCE_TYPES)
+FIRST_VARIANCES = ("posterior", "beta")
 SPACINGS = ("leading", "trailing", "linspace")
 WEIGHTS = (None, "min_snr")
 _MSE_TABLES = {(t, w): f"mse {t} {w}" for t in (*PREDICTION_TYPES, "previous_from_x_t") for w in WEIGHTS}
+_VLB_TABLES = {
+    case: " ".join(("vlb", *map(str, case)))
+    for case in itertools.product(PREDICTION_TYPES, VARIANCE_TYPES, (False, True), FIRST_VARIANCES, WEIGHTS)
+}
 
 
 class NoiseSchedule:
@@ -41,7 +50,8 @@ class NoiseSchedule:
         self.posterior_mean_x_t = self.alphas.sqrt() * (1 - self.alphas_cumprod_prev) / (1 - alphas_cumprod)
         self.num_timesteps = len(betas)
         self.is_respaced = not torch.equal(timesteps, torch.arange(len(betas), device="cpu"))
-        self.has_zero_terminal_snr = bool(alphas_cumprod[-1] == 0)
+        self.last_alpha_cumprod = float(alphas_cumprod[-1])
+        self.has_zero_terminal_snr = self.last_alpha_cumprod == 0
         self._tables = Tables(self._make_table)
 
     def __len__(self) -> int:
@@ -49,7 +59,7 @@ class NoiseSchedule:
 
     def __repr__(self) -> str:
         first, last = float(self.betas[0]), float(self.betas[-1])
-        return f"NoiseSchedule(T={len(self)}, betas {first:.4g} .. {last:.4g}, abar_T={float(self.alphas_cumprod[-1]):.4g})"
+        return f"NoiseSchedule(T={len(self)}, betas {first:.4g} .. {last:.4g}, abar_T={self.last_alpha_cumprod:.4g})"
 
     # ---- how to make one ----
 
@@ -181,7 +191,7 @@ class NoiseSchedule:
 
     def variance(self, variance_type: str) -> Tensor:
         """sigma^2 of the reverse step, float64 `[T]`: fixed_small beta~ (0 at index 0), fixed_large [beta~_2, beta_2, ..]."""
-        check_one_of("variance_type", variance_type, VARIANCE_TYPES)
+        check_one_of("variance_type", variance_type, FIXED_VARIANCE_TYPES)
         if variance_type == "fixed_small":
             return self.posterior_variance
         return torch.cat((self.posterior_variance[1:2] if len(self) > 1 else self.betas[:1], self.betas[1:]))
@@ -213,6 +223,30 @@ class NoiseSchedule:
             check_one_of("prediction_type", target, PREDICTION_TYPES)
         return self._tables.get(_MSE_TABLES[target, weight], (self.num_timesteps, 4), device, dtype)
 
+    def vlb_rows(
+        self,
+        prediction_type: str,
+        variance_type: str,
+        clip_denoised: bool,
+        first_variance: str,
+        weight: str | None,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """`[T, 16]` of the variational bound, and of the mean squared error beside it (`rows.vlb_rows` names the columns)."""
+        case = (prediction_type, variance_type, clip_denoised, first_variance, weight)
+        if case not in _VLB_TABLES:
+            check_one_of("prediction_type", prediction_type, PREDICTION_TYPES)
+            check_one_of("variance_type", variance_type, VARIANCE_TYPES)
+            check_one_of("clip_denoised", clip_denoised, (False, True))
+            check_one_of("first_variance", first_variance, FIRST_VARIANCES)
+            check_one_of("weight", weight, WEIGHTS)
+        return self._tables.get(_VLB_TABLES[case], (self.num_timesteps, 16), device, dtype)
+
+    def prior_kl_rows(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """`[1, 4]`: a mean squared error against 0, of weight abar_T / (2 ln 2)."""
+        return self._tables.get("prior_kl", (1, 4), device, dtype)
+
     def timesteps_on(self, device: torch.device) -> Tensor:
         """`timesteps` on a device, uploaded once."""
         return self._tables.get("timesteps", (len(self),), device, torch.int64)
@@ -230,22 +264,18 @@ class NoiseSchedule:
             return self.timesteps
         if name == "indices":
             return torch.arange(len(self), device="cpu")
-        _, target, weight = name.split()
-        weights = torch.ones_like(self.betas) if weight == "None" else self.min_snr_weights(target)
-        return torch.stack((*self._target(target), weights), 1)
+        if name == "prior_kl":
+            weight = self.alphas_cumprod[-1:] / (2 * math.log(2))
+            return torch.stack((*3 * (torch.zeros_like(weight),), weight), 1)
+        if name.startswith("vlb"):
+            _, prediction_type, variance_type, clip, first_variance, weighted = name.split()
+            weights = self._weights(prediction_type, weighted)
+            return rows.vlb_rows(self, prediction_type, variance_type, clip == "True", first_variance, weights)
+        _, target, weighted = name.split()
+        return torch.stack((*rows.target_columns(self, target), self._weights(target, weighted)), 1)
 
-    def _target(self, target: str) -> tuple[Tensor, Tensor, Tensor]:
-        a, s = self.alphas_cumprod.sqrt(), (1 - self.alphas_cumprod).sqrt()
-        one, zero = torch.ones_like(a), torch.zeros_like(a)
-        if target == "epsilon":
-            return one, zero, zero
-        if target == "sample":
-            return zero, one, zero
-        if target == "v_prediction":  # Salimans & Ho 2022, appendix D
-            return a, -s, zero
-        if target == "previous_from_x_t":
-            return zero, self.posterior_mean_x_0, self.posterior_mean_x_t
-        return self.posterior_mean_x_t * s, self.posterior_mean_x_0 + self.posterior_mean_x_t * a, zero
+    def _weights(self, prediction_type: str, weighted: str) -> Tensor:
+        return torch.ones_like(self.betas) if weighted == "None" else self.min_snr_weights(prediction_type)
 
 
 def check_schedule(schedule: object) -> None:

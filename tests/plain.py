@@ -3,6 +3,8 @@
 Called with float64 they are the truth that the ops are held to; called with the op's dtype they are the error allowed.
 """
 
+import math
+
 import torch
 
 from fastddpm import samplers
@@ -82,13 +84,53 @@ def x_0_hat(out, x_t, t, schedule, prediction_type, dtype):
 
 def reverse_step(out, x_t, t, schedule, z, prediction_type, variance_type, clip, dtype):
     """Ancestral sampling's (x_prev, x_0_hat)."""
+    if variance_type.startswith("learned"):
+        sigma = (log_variance(out, t, schedule, variance_type, dtype) / 2).exp()
+        out = out[:, : x_t.shape[1]]
+    else:
+        sigma = column(schedule.variance(variance_type).sqrt(), t, x_t, dtype)
     x_0 = x_0_hat(out, x_t, t, schedule, prediction_type, dtype)
     x_0 = x_0 if clip is None else x_0.clamp(-clip, clip)
     mean = out.to(dtype) if prediction_type == "previous" else posterior_mean(x_0, x_t, t, schedule, dtype)
-    sigma = column(schedule.variance(variance_type).sqrt(), t, x_t, dtype)
     noise = torch.where(t.view(-1, *[1] * (x_t.dim() - 1)) > 0, sigma * z.to(dtype), 0)
     return mean + noise, x_0
 
 
 def ddpm_rows(schedule, prediction_type, variance_type, clip):
     return samplers.ddpm(schedule, prediction_type, variance_type, clip is not None, clip or 1.0)
+
+
+def log_variance(out, t, schedule, variance_type, dtype):
+    """Of the reverse step; index 0 has index 1's beta~."""
+    lower, upper = torch.cat((schedule.posterior_variance[1:2], schedule.posterior_variance[1:])).log(), schedule.betas.log()
+    lower, upper = column(lower, t, out, dtype), column(upper, t, out, dtype)
+    v = out[:, out.shape[1] // 2 :].to(dtype)
+    if variance_type == "learned":
+        return v
+    if variance_type == "learned_range":
+        return (v + 1) / 2 * upper + (1 - v) / 2 * lower
+    large = torch.where(t.view(upper.shape) == 0, lower, upper)
+    return lower if variance_type == "fixed_small" else large
+
+
+def kl(lv_q, lv_p, difference):
+    """Of two normals, in nats, as it stands in every paper."""
+    return (lv_p - lv_q + (lv_q - lv_p).exp() - 1 + difference**2 * (-lv_p).exp()) / 2
+
+
+def nll(x, mu, lv):
+    """Of x's bin, in nats, as a difference of CDFs."""
+    below, above = (torch.special.ndtr((x + side / 255 - mu) * (-lv / 2).exp()) for side in (-1, 1))
+    below = torch.where(x < -0.999, torch.zeros_like(below), below)
+    return -(torch.where(x > 0.999, torch.ones_like(above), above) - below).log()
+
+
+def vlb_loss(out, x_0, x_t, t, schedule, prediction_type, variance_type, dtype):
+    """`[B]`; the first sample has index 0, the others have not."""
+    lv_p, lv_q = (log_variance(out, t, schedule, kind, dtype) for kind in (variance_type, "fixed_small"))
+    mean = out[:, : x_0.shape[1]]
+    predicted = x_0_hat(mean, x_t, t, schedule, prediction_type, dtype)
+    mu = mean.to(dtype) if prediction_type == "previous" else posterior_mean(predicted, x_t, t, schedule, dtype)
+    difference = posterior_mean(x_0, x_t, t, schedule, dtype) - mu
+    first, later = nll(x_0.to(dtype)[:1], mu[:1], lv_p[:1]), kl(lv_q[1:], lv_p[1:], difference[1:])
+    return torch.cat((first, later)).reshape(len(x_0), -1).mean(1) / math.log(2)

@@ -10,14 +10,17 @@ from fastddpm import (
     GaussianDiffusion,
     NoiseSchedule,
     advance,
+    hybrid_loss,
     mse_loss,
     noise_key,
+    prior_kl,
     q_sample,
     q_step,
     randn,
     reverse_step,
     samplers,
     timesteps,
+    vlb_loss,
 )
 
 SCHEDULE = NoiseSchedule.linear(1000)
@@ -35,6 +38,23 @@ def step(**changed):
     return reverse_step(**{"model_output": X, "x_t": X, "i": T, "rows": ROWS, "noise": KEY, **changed})
 
 
+LEARNED = torch.cat((X, X), 1)
+
+
+def bound(**changed):
+    arguments = {"model_output": LEARNED, "x_0": X, "x_t": KEY, "t": T, "schedule": SCHEDULE, "variance_type": "learned"}
+    return vlb_loss(**{**arguments, **changed})
+
+
+def hybrid(**changed):
+    arguments = {"model_output": LEARNED, "x_0": X, "x_t": X, "t": T, "schedule": SCHEDULE, "noise": KEY}
+    return hybrid_loss(**{**arguments, **changed})
+
+
+def learned_step(**changed):
+    return step(**{"model_output": LEARNED, "rows": samplers.ddpm(SCHEDULE, variance_type="learned_range"), **changed})
+
+
 def sample(**changed):
     return q_sample(**{"x_0": X, "t": T, "schedule": SCHEDULE, "noise": KEY, **changed})
 
@@ -45,6 +65,7 @@ def one_step(**changed):
 
 FLOATING = "expected a float32, bfloat16, float16 or float64 tensor"
 SHAPES = r"expected {}'s shape \[4, 3, 5, 5\], got \[4, 3, 5\]"
+CHANNELS = r"expected \[B, 2C, \.\.\.\] = \[4, 6, 5, 5\] for variance_type '{}' .*, got \[4, 3, 5, 5\]"
 INDEX = r"expected an int32 or int64 tensor \[B\].*, got"
 ROWS_OF_KEY = r"noise: expected a key of 4 rows \(the batch of {}\), got 3"
 CASES = {
@@ -136,9 +157,98 @@ CASES = {
     ),
     "schedule betas": (lambda: sample(schedule=SCHEDULE.betas), TypeError, "schedule: expected a NoiseSchedule, got float64"),
     "loss schedule": (lambda: loss(schedule=ROWS), TypeError, "schedule: expected a NoiseSchedule, got StepRows"),
-    "variance type": (lambda: samplers.ddpm(SCHEDULE, variance_type="learned"), ValueError, "variance_type: .*got 'learned'"),
+    "variance type": (lambda: samplers.ddpm(SCHEDULE, variance_type="large"), ValueError, "variance_type: .*got 'large'"),
+    "schedule variance": (lambda: SCHEDULE.variance("learned"), ValueError, "variance_type: .*'fixed_large', got 'learned'"),
     "clip range": (lambda: samplers.ddpm(SCHEDULE, clip_range=0), ValueError, "clip_range: expected a value above 0, got 0"),
     "clip range NaN": (lambda: samplers.ddpm(SCHEDULE, clip_range=math.nan), ValueError, "clip_range: .*got nan"),
+    # learned variances
+    "step without variance channels": (
+        lambda: learned_step(model_output=X),
+        ValueError,
+        "model_output: " + CHANNELS.format("learned_range"),
+    ),
+    "step with variance channels": (lambda: step(model_output=LEARNED), ValueError, r"model_output: .*, got \[4, 6, 5, 5\]"),
+    "step without channels": (
+        lambda: learned_step(model_output=X[:, 0, 0, 0], x_t=X[:, 0, 0, 0]),
+        ValueError,
+        r"x_t: expected \[B, C, \.\.\.\] for variance_type 'learned_range', got \[4\]",
+    ),
+    "step's learned output of integers": (
+        lambda: learned_step(model_output=LEARNED.long()),
+        TypeError,
+        "model_output: .*int64",
+    ),
+    "step's learned output elsewhere": (
+        lambda: learned_step(model_output=LEARNED.to(META)),
+        ValueError,
+        "model_output: expected x_t's device cpu, got meta",
+    ),
+    "bound without variance channels": (
+        lambda: bound(model_output=X),
+        ValueError,
+        "model_output: " + CHANNELS.format("learned"),
+    ),
+    "bound with variance channels": (
+        lambda: bound(variance_type="fixed_small"),
+        ValueError,
+        r"model_output: expected x_0's shape \[4, 3, 5, 5\], got \[4, 6, 5, 5\]",
+    ),
+    "hybrid without variance channels": (
+        lambda: hybrid(model_output=X),
+        ValueError,
+        "model_output: " + CHANNELS.format("learned_range"),
+    ),
+    # the bound
+    "bound x_0 of integers": (lambda: bound(x_0=X.long()), TypeError, rf"x_0: {FLOATING} .*got int64"),
+    "bound x_t of another shape": (lambda: bound(x_t=X[..., 0]), ValueError, "x_t: " + SHAPES.format("x_0")),
+    "bound x_t of int32": (lambda: bound(x_t=KEY.int()), TypeError, rf"x_t: {FLOATING}, got int32"),
+    "bound x_t None": (lambda: bound(x_t=None), TypeError, rf"x_t: {FLOATING}, got NoneType"),
+    "bound x_t a key of another batch": (lambda: bound(x_t=KEY[:3]), ValueError, r"x_t: expected a key of 4 rows .*x_0.*got 3"),
+    "bound x_t that wants a gradient": (
+        lambda: bound(x_t=X.clone().requires_grad_()),
+        ValueError,
+        "x_t: expected a tensor that does not require grad",
+    ),
+    "bound x_0 that wants a gradient": (
+        lambda: hybrid(x_0=X.clone().requires_grad_()),
+        ValueError,
+        "x_0: expected a tensor that does not require grad",
+    ),
+    "bound t": (lambda: bound(t=T.float()), TypeError, f"t: {INDEX} float32"),
+    "bound t too large": (lambda: bound(t=T + 1), IndexError, r"t: expected 0 \.\. 999, got 1000"),
+    "hybrid t negative": (lambda: hybrid(t=T - 1), IndexError, r"t: expected 0 \.\. 999, got -1"),
+    "bound schedule": (lambda: bound(schedule=ROWS), TypeError, "schedule: expected a NoiseSchedule, got StepRows"),
+    "bound variance type": (lambda: bound(variance_type="large"), ValueError, "variance_type: .*'learned_range', got 'large'"),
+    "bound prediction type": (lambda: bound(prediction_type="eps"), ValueError, "prediction_type: expected one of .*'eps'"),
+    "bound cdf": (lambda: bound(cdf="erf"), ValueError, "cdf: expected one of 'exact', 'tanh', got 'erf'"),
+    "bound first variance": (
+        lambda: hybrid(first_variance=1),
+        ValueError,
+        "first_variance: expected one of 'posterior', 'beta', got 1",
+    ),
+    "bound clip": (lambda: bound(clip_denoised=2), ValueError, "clip_denoised: expected one of False, True, got 2"),
+    "bound reduction": (lambda: hybrid(reduction="max"), ValueError, "reduction: expected one of 'none', .*got 'max'"),
+    "bound without signal": (
+        lambda: bound(schedule=SCHEDULE.zero_terminal_snr()),
+        ValueError,
+        "prediction_type: expected 'v_prediction' or 'sample' on a schedule of zero terminal SNR, got 'epsilon'",
+    ),
+    "hybrid without noise": (lambda: hybrid(noise=None), ValueError, "noise: expected a key or a tensor for .*, got None"),
+    "hybrid noise of another shape": (lambda: hybrid(noise=X[..., 0]), ValueError, "noise: " + SHAPES.format("x_0")),
+    "hybrid of two keys": (
+        lambda: hybrid(x_t=KEY, noise=KEY.clone()),
+        ValueError,
+        r"noise: expected the key given as x_t, or None, got int64 \[4, 2\]",
+    ),
+    "hybrid weight": (lambda: hybrid(weight="snr"), ValueError, "weight: expected one of .*'min_snr', got 'snr'"),
+    "hybrid min_snr of previous": (
+        lambda: hybrid(prediction_type="previous", weight="min_snr"),
+        ValueError,
+        "weight: expected None or a table .*, got 'min_snr'",
+    ),
+    "hybrid vlb_weight": (lambda: hybrid(vlb_weight="1"), TypeError, "vlb_weight: expected a number or None, got str"),
+    "prior of integers": (lambda: prior_kl(X.long(), SCHEDULE), TypeError, rf"x_0: {FLOATING} .*got int64"),
+    "prior schedule": (lambda: prior_kl(X, SCHEDULE.betas), TypeError, "schedule: expected a NoiseSchedule, got float64"),
     # epsilon at zero terminal SNR
     "epsilon without signal": (
         lambda: loss(schedule=SCHEDULE.zero_terminal_snr(), prediction_type="epsilon"),
@@ -220,6 +330,39 @@ DIFFUSION_CASES = {
     "prediction type": (lambda: GaussianDiffusion(SCHEDULE, "eps"), ValueError, "prediction_type: .*, got 'eps'"),
     "variance type": (lambda: GaussianDiffusion(SCHEDULE, variance_type="x"), ValueError, "variance_type: .*, got 'x'"),
     "loss": (lambda: GaussianDiffusion(SCHEDULE, loss="l1"), ValueError, "loss: expected one of 'mse'.*, got 'l1'"),
+    "loss of a learned variance": (
+        lambda: GaussianDiffusion(SCHEDULE, variance_type="learned_range").training_loss(
+            identity, torch.zeros(2, 3, 4, 4), noise_key(0, batch_size=2)
+        ),
+        ValueError,
+        "loss: expected 'hybrid', 'kl' or 'rescaled_kl' to train variance_type 'learned_range', got 'mse'",
+    ),
+    "weight of the bound": (
+        lambda: GaussianDiffusion(SCHEDULE, loss="kl", weight="min_snr"),
+        ValueError,
+        "weight: expected None for loss 'kl' .*, got 'min_snr'",
+    ),
+    "table of the bound": (
+        lambda: GaussianDiffusion(SCHEDULE, loss="rescaled_kl", weight=torch.ones(1000)),
+        ValueError,
+        r"weight: expected None for loss 'rescaled_kl' .*, got 'float32 \[1000\] on cpu'",
+    ),
+    "vlb_weight": (
+        lambda: GaussianDiffusion(SCHEDULE, vlb_weight=1.0),
+        ValueError,
+        "vlb_weight: expected None for loss 'mse', got 1.0",
+    ),
+    "cdf": (lambda: GaussianDiffusion(SCHEDULE, cdf="erf"), ValueError, "cdf: expected one of .*, got 'erf'"),
+    "first variance": (
+        lambda: GaussianDiffusion(SCHEDULE, first_variance="x"),
+        ValueError,
+        "first_variance: expected one of .*, got 'x'",
+    ),
+    "output without variance channels": (
+        lambda: GaussianDiffusion(SCHEDULE, variance_type="learned", loss="kl").training_loss(identity, X, KEY),
+        ValueError,
+        r"model: expected .*\[4, 6, 5, 5\].*, got \[4, 3, 5, 5\]",
+    ),
     "data": (lambda: GaussianDiffusion(SCHEDULE).training_loss(identity, X.long(), KEY), TypeError, "x_0: .*got int64"),
     "key": (
         lambda: GaussianDiffusion(SCHEDULE).training_loss(identity, X, X),

@@ -12,6 +12,7 @@ from fastddpm import (
     GaussianDiffusion,
     NoiseSchedule,
     advance,
+    hybrid_loss,
     mse_loss,
     noise_key,
     q_sample,
@@ -20,8 +21,9 @@ from fastddpm import (
     reverse_step,
     samplers,
     timesteps,
+    vlb_loss,
 )
-from fastddpm.schedule import PREDICTION_TYPES, VARIANCE_TYPES
+from fastddpm.schedule import FIXED_VARIANCE_TYPES, LEARNED_VARIANCE_TYPES, PREDICTION_TYPES
 
 T = 1000
 SCHEDULE = NoiseSchedule.linear(T)
@@ -174,7 +176,7 @@ CLIPS = (None, 1.0, 0.3)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("prediction_type", "variance_type"), list(itertools.product(PREDICTION_TYPES, VARIANCE_TYPES)))
+@pytest.mark.parametrize(("prediction_type", "variance_type"), list(itertools.product(PREDICTION_TYPES, FIXED_VARIANCE_TYPES)))
 def test_reverse_step_is_right(prediction_type, variance_type, dtype):
     """t up to 900: at 999 float16's x_0_hat overflows, in eager as in the op."""
     shape, t = (8, 3, 7, 5), torch.tensor([0, 1, 2, 10, 100, 500, 800, 900])
@@ -203,6 +205,26 @@ def test_reverse_step_has_the_references_bits(dtype, shape):
         with on_reference():
             expected = reverse_step(out, x_t, t, rows, noise)
         assert all(same_bits(a, b) for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("prediction_type", "variance_type"), list(itertools.product(PREDICTION_TYPES, LEARNED_VARIANCE_TYPES))
+)
+def test_reverse_step_with_a_learned_variance_is_right(prediction_type, variance_type, dtype):
+    shape, t = (8, 3, 7, 5), torch.tensor([0, 1, 2, 10, 100, 500, 800, 900])
+    out, x_t = values(8, 6, 7, 5, dtype=dtype), values(*shape, dtype=dtype, seed=1)
+    for clip, kind in itertools.product(CLIPS, KINDS):
+        rows = plain.ddpm_rows(SCHEDULE, prediction_type, variance_type, clip)
+        noise, z = noise_of(kind, shape, dtype)
+        with poisoned():
+            got = reverse_step(out, x_t, t, rows, noise)
+        case = (out, x_t, t, SCHEDULE, z, prediction_type, variance_type, clip)
+        for mine, true, other in zip(
+            got, plain.reverse_step(*case, torch.float64), plain.reverse_step(*case, dtype), strict=True
+        ):
+            assert mine.dtype == dtype and mine.shape == shape
+            assert_right(mine, true, other)
 
 
 def test_the_last_step_adds_no_noise_not_even_infinite_noise():
@@ -239,14 +261,24 @@ def calls(shape, t, dtype=torch.float32, noise=None):
     return _calls(out, x, t, noise)
 
 
+LOSS_NAMES = ("loss", "vlb", "hybrid")
+"""Of the outputs of `_calls` those that are `[B]`: their sums run in memory's order."""
+
+
 def _calls(out, x, t, noise):
     x_prev, x_0 = reverse_step(out, x, t, samplers.ddpm(SCHEDULE), noise)
+    both, learned = torch.cat((out, out), 1), samplers.ddpm(SCHEDULE, variance_type="learned_range")
+    x_t = noise if noise.dtype == torch.int64 else q_sample(x, t, SCHEDULE, noise)
+    kwargs = {"prediction_type": "v_prediction", "reduction": "none"}
     return {
         "q_sample": q_sample(x, t, SCHEDULE, noise),
         "q_step": q_step(x, t, SCHEDULE, noise),
         "x_prev": x_prev,
         "x_0": x_0,
-        "loss": mse_loss(out, t, SCHEDULE, noise, x, prediction_type="v_prediction", weight="min_snr", reduction="none"),
+        "learned": reverse_step(both, x, t, learned, noise)[0],
+        "loss": mse_loss(out, t, SCHEDULE, noise, x, weight="min_snr", **kwargs),
+        "vlb": vlb_loss(out, x, x_t, t, SCHEDULE, variance_type="fixed_large", **kwargs),
+        "hybrid": hybrid_loss(both, x, x_t, t, SCHEDULE, noise, variance_type="learned_range", **kwargs)["loss"],
     }
 
 
@@ -289,6 +321,8 @@ def test_t_out_of_range_is_an_index_error(bad):
             lambda x=x, t=t, key=key: mse_loss(x, t, SCHEDULE, key),
             lambda x=x, t=t, key=key: mse_loss(x.clone().requires_grad_(), t, SCHEDULE, key),
             lambda x=x, t=t, key=key: reverse_step(x, x, t, samplers.ddpm(SCHEDULE), key),
+            lambda x=x, t=t, key=key: vlb_loss(x, x, key, t, SCHEDULE),
+            lambda x=x, t=t, key=key: hybrid_loss(x, x, key, t, SCHEDULE, variance_type="fixed_small"),
         ):
             with pytest.raises(IndexError, match=rf"expected 0 .. 999, got {bad}$"):
                 call()
@@ -307,7 +341,7 @@ def test_layouts_in_memory_change_no_value(layout, dtype):
         got = _calls(place(out), place(x), t, noise_key(1, 2, 3))
     strides = torch.empty_like(place(x)).stride()
     for name, value in expected.items():
-        if name == "loss":  # its sum runs in memory's order
+        if name in LOSS_NAMES:
             torch.testing.assert_close(got[name], value, rtol=1e-6, atol=0)
         else:
             assert same_bits(got[name], value) and got[name].stride() == strides, name
@@ -324,7 +358,7 @@ def test_operands_of_mixed_layouts(layouts):
     for place in (LAYOUTS[layouts[0]], LAYOUTS["contiguous"]):
         got = _calls(place(out), LAYOUTS[layouts[1]](x), t, LAYOUTS[layouts[2]](z))
         for name, value in expected.items():
-            torch.testing.assert_close(got[name], value, rtol=1e-6 if name == "loss" else 0, atol=0)
+            torch.testing.assert_close(got[name], value, rtol=1e-6 if name in LOSS_NAMES else 0, atol=0)
 
 
 MIXED_DTYPES = list(itertools.product(DTYPES, DTYPES, (torch.float32, torch.bfloat16, "key")))
@@ -368,7 +402,7 @@ def test_expanded_operands(expand):
         got = _calls(x, x, t, key)
     expected = _calls(x.contiguous(), x.contiguous(), t, key)
     for name, value in expected.items():
-        torch.testing.assert_close(got[name], value, rtol=1e-6 if name == "loss" else 0, atol=0)
+        torch.testing.assert_close(got[name], value, rtol=1e-6 if name in LOSS_NAMES else 0, atol=0)
     assert torch.equal(q_sample(x, t, SCHEDULE, x), q_sample(x.contiguous(), t, SCHEDULE, x.contiguous()))
 
 
@@ -381,7 +415,7 @@ def test_channels_last_of_every_number_of_channels(channels, pixels):
     with poisoned():
         got = _calls(LAYOUTS["channels_last"](out), LAYOUTS["channels_last"](x), t, key)
     for name, value in expected.items():
-        torch.testing.assert_close(got[name], value, rtol=1e-6 if name == "loss" else 0, atol=0)
+        torch.testing.assert_close(got[name], value, rtol=1e-6 if name in LOSS_NAMES else 0, atol=0)
 
 
 def test_channels_last_of_images_in_space():
@@ -420,9 +454,12 @@ def test_empty_batches_and_empty_samples(shape):
         assert x_prev.shape == x_0.shape == shape
         loss = mse_loss(x, t, SCHEDULE, noise, reduction="none")
         assert loss.shape == shape[:1]
+        bound = hybrid_loss(x, x.detach(), x.detach(), t, SCHEDULE, noise, variance_type="fixed_small", reduction="none")
+        assert all(part.shape == shape[:1] for part in bound.values())
         for reduction in ("mean", "sum"):
             assert mse_loss(x, t, SCHEDULE, noise, reduction=reduction).shape == ()
-        (loss.sum() + q_sample(x, t, SCHEDULE, noise).sum() + x_prev.sum()).backward()
+            assert vlb_loss(x, x.detach(), x.detach(), t, SCHEDULE, reduction=reduction).shape == ()
+        (loss.sum() + bound["loss"].sum() + q_sample(x, t, SCHEDULE, noise).sum() + x_prev.sum()).backward()
         assert x.grad.shape == shape
 
 
@@ -466,7 +503,7 @@ def test_a_nan_stays_in_its_sample(bad, layout, dtype):
     dirty = _calls(place(out), place(x), t, key)
     for name, value in dirty.items():
         assert same_bits(value[[0, 2]], clean[name][[0, 2]]), name
-        if name == "loss":
+        if name in LOSS_NAMES:
             assert not value[1].isfinite()
         else:
             touched = torch.zeros(shape, dtype=torch.bool)

@@ -65,6 +65,18 @@ def test_gradcheck_reverse_step(prediction_type, clip, wanted):
     assert gradcheck(lambda out, x: reverse_step(out, x, t, rows, key)[chosen], (out, x))
 
 
+@pytest.mark.parametrize("variance_type", ["learned", "learned_range"])
+@pytest.mark.parametrize("noise", ["key", "tensor", "none"])
+def test_gradcheck_reverse_step_with_a_learned_variance(variance_type, noise):
+    """The variance's channels too: nothing at the last step, which adds no noise."""
+    out, x, t = leaf(3, 4, 3, 3, **wide), leaf(*SHAPE, seed=1, **wide), torch.tensor([0, 200, 400])
+    rows, z = samplers.ddpm(SCHEDULE, "v_prediction", variance_type), values(*SHAPE, seed=2, **wide)
+    z = {"key": noise_key(1, 2, 3), "tensor": z, "none": None}[noise]
+    assert gradcheck(lambda out, x: reverse_step(out, x, t, rows, z), (out, x))
+    (grad,) = torch.autograd.grad(reverse_step(out, x, t, rows, z)[0].sum(), out)
+    assert not grad[0, 2:].any() and bool(grad[1:, 2:].any()) == (noise != "none")
+
+
 @pytest.mark.parametrize("which", ["out", "x_t"])
 def test_gradcheck_reverse_step_in_one_input(which):
     out, x, t, key = values(*SHAPE, **wide), values(*SHAPE, seed=1, **wide), spread(3), noise_key(1, 2, 3)

@@ -1,5 +1,13 @@
-"""Noising + loss + gradient allocate x_t and the gradient, and nothing else of their size."""
+"""Noising + loss + gradient allocate x_t and the gradient, and nothing else of their size; large outputs use memory again."""
 
+import io
+import os
+import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -49,3 +57,81 @@ def test_a_reverse_step_allocates_its_results():
     fd.reverse_step(output, x, 50, rows, key)
     assert allocations(lambda: fd.reverse_step(output, x, 50, rows, key)) == [4 * x.numel()] * 2
     assert allocations(lambda: fd.reverse_step(output, x, 50, rows, key, return_x_0=False)) == [4 * x.numel()]
+
+
+# ---- large outputs: pages that are used again (kernels/cpu/pages.h) ----
+
+LARGE = (8, 3, 400, 400)  # 15 MB
+in_pages = pytest.mark.skipif(
+    sys.platform != "linux" or tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11),
+    reason="a tensor on given memory needs torch 2.11's stable ABI, and Linux",
+)
+
+
+def noised(shape=LARGE, memory_format=torch.contiguous_format):
+    x_0 = torch.ones(shape).to(memory_format=memory_format)
+    return fd.q_sample(x_0, 5, fd.NoiseSchedule.linear(10), fd.noise_key(1, batch_size=shape[0]))
+
+
+@in_pages
+def test_the_memory_of_a_dead_output_is_used_again():
+    first = noised()
+    address, expected = first.data_ptr(), first.clone()
+    second = noised()
+    assert second.data_ptr() != address
+    assert torch.equal(second, expected)
+    del first
+    assert noised(memory_format=torch.channels_last).data_ptr() == address
+
+
+@in_pages
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_large_output_has_the_strides_of_its_input(memory_format):
+    x_t = noised(memory_format=memory_format)
+    assert x_t.is_contiguous(memory_format=memory_format)
+    assert torch.equal(x_t, noised(memory_format=torch.contiguous_format))
+
+
+@in_pages
+def test_little_memory_is_kept():
+    """However many sizes come and go: at most four blocks stay."""
+
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+    noised()
+    before = resident()
+    for side in range(400, 480, 4):
+        noised((8, 3, side, side))
+    largest = 4 * 8 * 3 * 480 * 480
+    assert resident() - before < 6 * largest  # of the twenty made
+
+
+@in_pages
+def test_a_large_output_is_a_tensor_like_any_other():
+    x_t = noised()
+    expected = x_t.clone()
+    buffer = io.BytesIO()
+    torch.save(x_t, buffer)
+    buffer.seek(0)
+    assert torch.equal(torch.load(buffer), expected)
+    assert torch.equal(x_t.share_memory_(), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(x_t)), expected)
+    with torch.inference_mode():
+        assert noised().is_inference()
+    array = noised().numpy()  # its tensor is gone, its memory is not
+    noised().zero_()
+    assert np.array_equal(array, expected.numpy())
+
+
+@in_pages
+def test_outputs_of_several_threads_do_not_meet():
+    def work(seed):
+        key = fd.noise_key(seed, batch_size=LARGE[0])
+        expected = fd.randn(key, LARGE)
+        zero, schedule = torch.zeros(LARGE), fd.NoiseSchedule.linear(10)
+        s = (1 - schedule.alphas_cumprod[5]).sqrt().float()
+        return all(torch.equal(fd.q_sample(zero, 5, schedule, key), s * expected) for _ in range(10))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(4)))

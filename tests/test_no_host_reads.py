@@ -6,7 +6,7 @@ import torch
 from helpers import values
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastddpm import GaussianDiffusion, NoiseSchedule, advance, noise_key, reverse_step, samplers
+from fastddpm import GaussianDiffusion, NoiseSchedule, advance, noise_key, prior_kl, reverse_step, samplers
 from fastddpm.schedule import PREDICTION_TYPES
 
 READS = ("_local_scalar_dense", "item", "nonzero", "masked_select", "equal", "is_nonzero", "unique", "_unique2", "bincount")
@@ -70,6 +70,36 @@ def test_a_training_step(prediction_type, weight, respaced):
             optimizer.zero_grad()
             advance(key)
     assert {"timesteps", "noising", "advance_"} <= set(mode.seen) and any(name.startswith("mse_loss") for name in mode.seen)
+
+
+class Doubled(Model):
+    """Twice the channels: for a learned variance."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.time = torch.nn.Conv2d(3, 6, 3, padding=1), torch.nn.Embedding(1000, 6)
+
+
+@pytest.mark.parametrize("loss", ["hybrid", "kl", "rescaled_kl"])
+@pytest.mark.parametrize("weight", [None, "table"])
+def test_a_training_step_of_the_bound(loss, weight):
+    if weight and loss != "hybrid":
+        pytest.skip("no such weight")
+    weight = torch.ones(1000) if weight == "table" else None
+    diffusion = GaussianDiffusion(NoiseSchedule.linear(1000), "v_prediction", "learned_range", loss, weight)
+    model, key, x_0 = Doubled(), noise_key(1, 0, 4), values(4, 3, 8, 8)
+    for uploads in (True, False):
+        with NoHostReads(uploads) as mode:
+            diffusion.training_loss(model, x_0, key).backward()
+            advance(key)
+    assert any(name.startswith("hybrid_loss" if loss == "hybrid" else "vlb_loss") for name in mode.seen)
+
+
+def test_a_prior():
+    x_0, schedule = values(4, 3, 8, 8), NoiseSchedule.linear(1000)
+    for uploads in (True, False):
+        with NoHostReads(uploads):
+            prior_kl(x_0, schedule)
 
 
 def test_a_key_is_made_without_an_upload():

@@ -9,7 +9,7 @@ from helpers import DTYPES, LAYOUTS, spread, values
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.library import opcheck
 
-from fastddpm import GaussianDiffusion, NoiseSchedule, advance, noise_key, ops, q_sample, reverse_step, samplers
+from fastddpm import GaussianDiffusion, NoiseSchedule, advance, hybrid_loss, noise_key, ops, q_sample, reverse_step, samplers
 from fastddpm.schedule import PREDICTION_TYPES
 
 SCHEDULE = NoiseSchedule.linear(1000)
@@ -91,7 +91,40 @@ def test_opcheck_reverse(layout, dtype):
     check(ops.reverse_step, place(out), values(*SHAPE), values(*SHAPE), t[:1], table, True)
     grad = values(*SHAPE, dtype=dtype, seed=5)
     for pair in ((grad, grad), (grad, None), (None, place(grad))):
-        check(ops.reverse_step_backward, *pair, place(out), x, t, table)
+        check(ops.reverse_step_backward, *pair, place(out), x, None, t, table)
+    both, learned = wider(place, values(*SHAPE, dtype=dtype)), samplers.ddpm(SCHEDULE, variance_type="learned_range")
+    table = learned.on(CPU, torch.float32)
+    check(ops.reverse_step, both, x, key(), t, table, True)
+    check(ops.reverse_step_backward, grad, None, both, x, key(), t, table)
+
+
+def wider(place, x):
+    """Of twice the channels, in such a place in memory."""
+    both = torch.cat((x, x), 1)
+    return both[:1, :1].expand(both.shape) if place is PLACES["expanded"] else place(both)
+
+
+@pytest.mark.parametrize(("layout", "dtype"), [*((name, torch.float32) for name in PLACES), ("contiguous", torch.float16)])
+def test_opcheck_vlb(layout, dtype):
+    place, t, t_next = PLACES[layout], spread(3), spread(3).flip(0)
+    x_0, x_t, fixed = place(values(*SHAPE, dtype=dtype)), values(*SHAPE, seed=2), place(values(*SHAPE, dtype=dtype, seed=1))
+    learned = wider(place, values(*SHAPE, dtype=dtype, seed=1))
+    cases = (
+        (fixed, "fixed_small", False, x_t, ops.NONE, torch.ones(3)),
+        (learned, "learned_range", True, None, ops.MEAN, torch.tensor(2.0)),
+    )
+    for out, variance_type, tanh, x, reduction, one in cases:
+        rows = SCHEDULE.vlb_rows("epsilon", variance_type, tanh, "posterior", None, CPU, torch.float32)
+        inputs = (out, x_0, x, key(), t, rows, tanh)
+        check(ops.vlb_loss, *inputs, reduction)
+        check(ops.vlb_loss_with_grad, *inputs, reduction)
+        check(ops.vlb_loss_backward, one, *inputs, reduction)
+        check(ops.hybrid_loss, *inputs, 0.3, reduction)
+        check(ops.hybrid_loss_with_grad, *inputs, 0.3, reduction)
+        for upstream in ((one, None, None), (None, one, one)):
+            check(ops.hybrid_loss_backward, *upstream, *inputs, 0.3, reduction)
+        check(ops.vlb_terms, out, x_0, x_t, None, t, rows, tanh, key(), t_next)
+        check(ops.vlb_terms, out, x_0, None, key(), t, rows, tanh, None, None)
 
 
 def test_opcheck_empty_batch():
@@ -114,12 +147,13 @@ def test_opcheck_saw_every_op():
 class Elementwise(torch.nn.Module):
     """A model whose compiled form rounds as its eager one."""
 
-    def __init__(self):
+    def __init__(self, learns_variance=False):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.linspace(0.5, 1.5, 6))
+        self.learns_variance = learns_variance
 
     def forward(self, x, t):
-        return x * self.weight
+        return torch.cat((x, x), 1) * self.weight if self.learns_variance else x * self.weight
 
 
 @pytest.fixture(autouse=True)
@@ -145,7 +179,7 @@ STEPS = [(1, 0), (1, 1), (1, 500), (2, 2**27), (-5, 3), (2**63, 9)]
 
 def losses(diffusion, compile_with=None):
     """The loss of each of STEPS, and the gradient of their sum."""
-    model = Elementwise()
+    model = Elementwise(diffusion.learns_variance)
     if compile_with is not None:
         step = torch.compile(training_step(diffusion, model), fullgraph=True, backend=compile_with)
     results = []
@@ -177,6 +211,43 @@ def test_a_training_step_compiles_once(prediction_type, weight, warm):
     assert counter.frame_count == 1
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("loss", "variance_type", "weight"),
+    [("hybrid", "learned_range", "min_snr"), ("hybrid", "learned", "table"), ("kl", "fixed_small", None)],
+)
+def test_a_training_step_of_the_bound_compiles_once(loss, variance_type, weight):
+    def make():
+        table = torch.linspace(0.5, 2.0, 1000) if weight == "table" else weight
+        return GaussianDiffusion(NoiseSchedule.linear(1000), "v_prediction", variance_type, loss, table)
+
+    counter = CompileCounterWithBackend("aot_eager")
+    expected, got = losses(make()), losses(make(), counter)
+    assert counter.frame_count == 1
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("given", ["tensor", "key"])
+def test_the_bound_compiles_with_x_t_as_a_key_or_a_tensor(given):
+    counter, x_0, t = CompileCounterWithBackend("aot_eager"), values(*SHAPE, seed=3), spread(3)
+
+    def step(out, x_0, key):
+        x_t = key if given == "key" else q_sample(x_0, t, SCHEDULE, key)
+        parts = hybrid_loss(out, x_0, x_t, t, SCHEDULE, key)
+        if torch.compiler.is_compiling():  # in eager code the backward would see it, and raise
+            advance(key)
+        return parts
+
+    results = []
+    for run in (step, torch.compile(step, fullgraph=True, backend=counter)):
+        out = values(3, 8, 5, 6).requires_grad_()
+        parts = run(out, x_0, key())
+        results.append([*parts.values(), *(torch.autograd.grad(x, out, retain_graph=True)[0] for x in parts.values())])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+    assert counter.frame_count == 1
 
 
 def test_a_respaced_training_step_compiles_once():

@@ -4,10 +4,18 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+import torch
+
 from ..diffusion import GaussianDiffusion
+from ..importance import LossSecondMoment
 from ..schedule import NoiseSchedule
 
 SCHEDULES = {"linear": NoiseSchedule.linear, "cosine": NoiseSchedule.cosine}
+LOSSES = ("mse", "hybrid", "kl", "rescaled_kl")
+FIXED_VARIANCES, LEARNED_VARIANCES = ("fixed_small", "fixed_large"), ("learned", "learned_range")
+TIMESTEP_SAMPLINGS = ("uniform", "importance")
+HISTORY = 10
+"""The losses of each t that importance sampling waits for (Nichol & Dhariwal 2021)."""
 CHANNELS = {"grey": 1, "rgb": 3}
 GROUPS = 8
 """Groups of the network's group norms: its width is a multiple of this."""
@@ -70,6 +78,21 @@ class TrainConfig:
         "what the network predicts: epsilon, sample or v_prediction",
         ("epsilon", "sample", "v_prediction"),
     )
+    loss: str = _choice(
+        "mse",
+        "mse; kl (the bound's term of t), rescaled_kl (T times that); or, with a learned variance, hybrid (mse + T/1000 kl)",
+        LOSSES,
+    )
+    variance: str = _choice(
+        "fixed_small",
+        "of the reverse steps: fixed_small, fixed_large; learned, learned_range (the network then has twice the channels)",
+        (*FIXED_VARIANCES, *LEARNED_VARIANCES),
+    )
+    timestep_sampling: str = _choice(
+        "uniform",
+        "uniform, or importance: each t in proportion to its last losses, reweighted; meant for kl",
+        TIMESTEP_SAMPLINGS,
+    )
     width: int = _setting(
         32,
         int,
@@ -89,12 +112,35 @@ class TrainConfig:
             value = getattr(self, setting.name)
             if not setting.metadata["good"](value):
                 raise UsageError(f"{setting.name}: expected {setting.metadata['expected']}, got {value!r}")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if self.loss == "hybrid" and not self.learns_variance:
+            raise UsageError(f"variance: expected {' or '.join(LEARNED_VARIANCES)} with loss hybrid, got {self.variance!r}")
+        if self.loss == "mse" and self.learns_variance:
+            raise UsageError(
+                f"loss: expected hybrid, kl or rescaled_kl with variance {self.variance}, got 'mse', which ignores it"
+            )
+        needed, drawn = HISTORY * self.timesteps, self.steps * self.batch_size
+        if self.timestep_sampling == "importance" and drawn < needed:
+            raise UsageError(
+                f"steps, batch_size: expected a product of {needed} or more with timestep_sampling importance, which starts "
+                f"once each of the {self.timesteps} timesteps has had {HISTORY} losses, got {drawn}"
+            )
+
+    @property
+    def learns_variance(self) -> bool:
+        return self.variance in LEARNED_VARIANCES
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def diffusion(self) -> GaussianDiffusion:
-        return GaussianDiffusion(SCHEDULES[self.schedule](self.timesteps), self.prediction)
+        return GaussianDiffusion(SCHEDULES[self.schedule](self.timesteps), self.prediction, self.variance, self.loss)
+
+    def t_sampler(self, device: torch.device) -> LossSecondMoment | None:
+        """How the timesteps are drawn where they are not uniform."""
+        return LossSecondMoment(self.timesteps, HISTORY, device=device) if self.timestep_sampling == "importance" else None
 
     def check_resumable(self, saved: "TrainConfig", step: int) -> None:
         """That a run of `saved`, now at `step`, may go on with these settings: only `steps` may differ, and be higher.

@@ -13,7 +13,7 @@ _BETA_SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 
 
 def make_network(config: TrainConfig, image_shape: Sequence[int]) -> UNet2DModel:
-    """A small U-Net for images `[C, H, W]`, its weights a function of the seed."""
+    """A small U-Net for images `[C, H, W]`, its weights a function of the seed; 2 C channels out for a learned variance."""
     channels, height, width = image_shape
     levels = _levels(height, width)
     with torch.random.fork_rng(devices=[]):
@@ -21,7 +21,7 @@ def make_network(config: TrainConfig, image_shape: Sequence[int]) -> UNet2DModel
         return UNet2DModel(
             sample_size=(height, width),
             in_channels=channels,
-            out_channels=channels,
+            out_channels=2 * channels if config.learns_variance else channels,
             layers_per_block=1,
             block_out_channels=tuple(config.width * times for times in _WIDTHS[:levels]),
             down_block_types=("DownBlock2D",) * levels,
@@ -46,7 +46,7 @@ def make_scheduler(config: TrainConfig) -> DDPMScheduler:
         num_train_timesteps=config.timesteps,
         beta_schedule=_BETA_SCHEDULES[config.schedule],
         prediction_type=config.prediction,
-        variance_type="fixed_small",
+        variance_type=config.variance,
         clip_sample=True,
         timestep_spacing="trailing",
     )

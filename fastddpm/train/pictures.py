@@ -1,10 +1,12 @@
-"""The two pictures of a run: its samples and its loss."""
+"""The pictures of a run: its samples, its loss, and its bound over t."""
 
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from .checkpoint import write_atomically
 
 GAP = 90
 """The grey between the images."""
@@ -44,3 +46,20 @@ def save_loss_plot(lines: list[dict[str, float]], path: Path) -> None:
     axes.set(xlabel="step", ylabel="loss", ylim=(0, None))
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
+
+
+def save_bound_plot(timesteps: Tensor, vb: Tensor, x_0_mse: Tensor, eps_mse: Tensor, path: Path) -> None:
+    """The bound's terms and the squared errors over t, both axes logarithmic (t + 1, so that t = 0 is seen)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(timesteps + 1, vb, linewidth=1)
+    left.set(xlabel="t + 1", ylabel="term of the bound, bits/dim", xscale="log", yscale="log")
+    right.plot(timesteps + 1, x_0_mse, linewidth=1, label="x_0")
+    right.plot(timesteps + 1, eps_mse, linewidth=1, label="eps")
+    right.set(xlabel="t + 1", ylabel="mean squared error", xscale="log", yscale="log")
+    right.legend()
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))

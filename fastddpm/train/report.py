@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from .. import mse_loss, noise_key, q_sample, timesteps
+from .. import hybrid_loss, mse_loss, noise_key, q_sample, timesteps, vlb_loss
 from .config import TrainConfig
 from .data import as_float
+from .eager import EagerLoss
 from .network import make_scheduler
 from .trainer import Trainer, learning_rate, make_optimizer, update
 
@@ -24,11 +24,17 @@ STAGES = ("noising", "network", "loss", "optimizer", "EMA")
 WARMUP_STEPS = 3
 
 
+def stages(config: TrainConfig) -> tuple[str, ...]:
+    """The rows of a run's table."""
+    return (*STAGES, "importance") if config.timestep_sampling == "importance" else STAGES
+
+
 def measure_step(trainer: Trainer, steps: int = 25) -> dict[str, dict[str, float]]:
     """Median milliseconds of each stage of a step at the run's batch size, on copies: the run itself is not touched.
 
-    The network, the optimizer and the average are the same code in both columns, so each is timed once. A loss's row is
-    its forward and its backward to the network's output; the network's is its forward and the backward from there.
+    The network, the optimizer, the average and importance sampling (a draw, and the update of its state) are the same code in
+    both columns, so each is timed once. A loss's row is its forward and its backward to the network's output; the network's
+    is its forward and the backward from there.
 
     Returns:
         {stage: {"fastddpm": ms, "eager": ms}}, a "total" last.
@@ -39,9 +45,9 @@ def measure_step(trainer: Trainer, steps: int = 25) -> dict[str, dict[str, float
         if i == WARMUP_STEPS:
             clock.times.clear()
         step.run(i)
-    shared = {stage: (stage, stage) for stage in ("network", "optimizer", "EMA")}
-    names = {"noising": ("noising", "eager noising"), "loss": ("loss", "eager loss"), **shared}
-    rows = {s: dict(zip(("fastddpm", "eager"), map(clock.median, names[s]), strict=True)) for s in STAGES}
+    names = {stage: (stage, stage) for stage in stages(trainer.config)}
+    names |= {"noising": ("noising", "eager noising"), "loss": ("loss", "eager loss")}
+    rows = {stage: dict(zip(("fastddpm", "eager"), map(clock.median, pair), strict=True)) for stage, pair in names.items()}
     rows["total"] = {column: sum(row[column] for row in rows.values()) for column in ("fastddpm", "eager")}
     return rows
 
@@ -77,17 +83,21 @@ class _Step:
         self.config: TrainConfig = trainer.config
         self.schedule = trainer.diffusion.schedule
         self.scheduler = make_scheduler(self.config)
+        self.eager_loss = EagerLoss(self.config, self.schedule, trainer.device)
+        self.t_sampler = copy.deepcopy(trainer.t_sampler)
         self.network = copy.deepcopy(trainer.network)
         self.optimizer = make_optimizer(self.network, self.config)
         self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(self.config.ema_decay))
 
     def run(self, i: int) -> None:
         x_0 = as_float(self.trainer.images[self.trainer.order.indices(i)])
-        noise, eager_t, _ = self.clock("eager noising", lambda: self._eager_noising(x_0))
+        noise, eager_t, eager_x_t = self.clock("eager noising", lambda: self._eager_noising(x_0))
         key, t, x_t = self.clock("noising", lambda: self._noising(x_0, i))
         output, forward = self._timed_forward(x_t, t)
-        self.clock("eager loss", lambda: self._gradient(output, lambda out: self._eager_loss(out, x_0, noise, eager_t)))
-        grad = self.clock("loss", lambda: self._gradient(output, lambda out: self._loss(out, x_0, key, t)))
+        eager = (x_0, eager_x_t, noise, eager_t)
+        self.clock("eager loss", lambda: self._gradient(output, lambda out: self.eager_loss(out, *eager)))
+        grad = self.clock("loss", lambda: self._gradient(output, lambda out: self._loss(out, x_0, x_t, key, t)))
+        self.clock("importance", lambda: self._importance(key, t))
         self.clock("network", lambda: output.backward(grad))
         self.clock.times["network"][-1] += forward
         self.clock("optimizer", lambda: update(self.network, self.optimizer, learning_rate(self.config, i)))
@@ -103,19 +113,24 @@ class _Step:
         t = torch.randint(0, self.config.timesteps, (len(x_0),), device=x_0.device)
         return noise, t, self.scheduler.add_noise(x_0, noise, t)
 
+    def _importance(self, key: Tensor, t: Tensor) -> None:
+        if self.t_sampler is not None:
+            self.t_sampler.sample(key)
+            self.t_sampler.update(t, torch.ones(len(t), device=t.device))
+
     def _timed_forward(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, float]:
         output = self.clock("forward", lambda: self.network(x_t, t).sample)
         return output, self.clock.times["forward"][-1]
 
-    def _loss(self, output: Tensor, x_0: Tensor, key: Tensor, t: Tensor) -> Tensor:
-        return mse_loss(output, t, self.schedule, key, x_0, prediction_type=self.config.prediction)
-
-    def _eager_loss(self, output: Tensor, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        if self.config.prediction == "epsilon":
-            return F.mse_loss(output, noise)
-        if self.config.prediction == "sample":
-            return F.mse_loss(output, x_0)
-        return F.mse_loss(output, self.scheduler.get_velocity(x_0, noise, t))
+    def _loss(self, output: Tensor, x_0: Tensor, x_t: Tensor, key: Tensor, t: Tensor) -> Tensor:
+        prediction, variance = self.config.prediction, self.config.variance
+        if self.config.loss == "mse":
+            return mse_loss(output, t, self.schedule, key, x_0, prediction_type=prediction)
+        inputs = (output, x_0, x_t, t, self.schedule)
+        if self.config.loss == "hybrid":
+            return hybrid_loss(*inputs, key, prediction_type=prediction, variance_type=variance)["loss"]
+        loss = vlb_loss(*inputs, prediction_type=prediction, variance_type=variance)
+        return loss if self.config.loss == "kl" else self.config.timesteps * loss
 
     @staticmethod
     def _gradient(output: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:

@@ -19,10 +19,18 @@ SAMPLING_STEPS = 250
 
 
 def write_results(trainer: Trainer) -> str:
-    """Writes samples.png, loss.png, timing.json and the diffusers pipeline; returns the timing table as text."""
+    """Writes samples.png, loss.png, timing.json and the diffusers pipeline; returns the timing table as text.
+
+    There is no pipeline for variance "learned": diffusers' scheduler takes such an output for the variance, not its logarithm.
+    """
     out, config = trainer.out, trainer.config
     network = trainer.average.module.eval()
-    save_pipeline(network, config, out)
+    if config.variance == "learned":
+        (out / "model_index.json").unlink(
+            missing_ok=True
+        )  # nor shall one of a run that was here before be taken for this one's
+    else:
+        save_pipeline(network, config, out)
     save_loss_plot(trainer.metrics.lines, out / "loss.png")
     save_grid(draw(network, config, SAMPLES, device=trainer.device), out / "samples.png")
     rows = measure_step(trainer)

@@ -1,7 +1,8 @@
 """The training loop. A run lives in a folder; stopped at any moment and resumed, it ends with the weights of an unbroken one.
 
-A step depends on the weights, the state of the optimizer, of the average and of torch's generator (dropout), and the step
-number: the batch, t and the noise are functions of (seed, step). So that is what a checkpoint holds.
+A step depends on the weights, the state of the optimizer, of the average, of torch's generator (dropout) and of importance
+sampling where it is used, and the step number: the batch, t and the noise are functions of (seed, step) and, with importance
+sampling, its state. So that is what a checkpoint holds.
 """
 
 import math
@@ -82,6 +83,7 @@ class Trainer:
         self.images = images.to(self.device)
         self.order = BatchOrder(len(images), config.batch_size, config.seed, self.device)
         self.diffusion = config.diffusion()
+        self.t_sampler = config.t_sampler(self.device)
         self.network = make_network(config, images.shape[1:]).to(self.device)
         self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
         self.optimizer = make_optimizer(self.network, config)
@@ -107,7 +109,7 @@ class Trainer:
         """One step. Nothing in it is read by the host; the loss stays on the device."""
         x_0 = as_float(self.images[self.order.indices(self.step)])
         key = noise_key(self.config.seed, self.step, len(x_0), device=self.device)
-        loss = self.diffusion.training_loss(self.network, x_0, key)
+        loss = self.diffusion.training_loss(self.network, x_0, key, t_sampler=self.t_sampler)
         loss.backward()
         update(self.network, self.optimizer, learning_rate(self.config, self.step))
         self.average.update_parameters(self.network)
@@ -125,6 +127,7 @@ class Trainer:
                 "average": self.average.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "metrics": self.metrics.state_dict(),
+                "t_sampler": None if self.t_sampler is None else self.t_sampler.state_dict(),
                 "generators": _generators(self.device),
             },
         )
@@ -142,6 +145,8 @@ class Trainer:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.metrics.load_state_dict(state["metrics"])
+        if self.t_sampler is not None:
+            self.t_sampler.load_state_dict(state["t_sampler"])
         _set_generators(state["generators"], self.device)
 
     @contextmanager

@@ -1,0 +1,36 @@
+"""Calling a network: what a model is given, and what it may return."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checks import check_output, describe
+from .schedule import LEARNED_VARIANCE_TYPES
+
+Model = Callable[..., Any]
+"""`model(x_t, t, **model_kwargs)`: a tensor, or an object with a `.sample` tensor (diffusers)."""
+
+
+def call_model(model: Model, x_t: Tensor, t: Tensor, model_kwargs: Mapping[str, Any] | None, variance_type: str) -> Tensor:
+    """The model's output: of x_t's shape, or of twice its channels for a learned variance.
+
+    Raises:
+        TypeError, ValueError: it is not.
+    """
+    output = model(x_t, t, **(model_kwargs or {}))
+    output = getattr(output, "sample", output) if not isinstance(output, Tensor) else output
+    if not isinstance(output, Tensor):
+        raise TypeError(f"model: expected a tensor, or an object whose .sample is one, got {describe(output)}")
+    if variance_type not in LEARNED_VARIANCE_TYPES and output.shape != x_t.shape:
+        raise ValueError(f"model: expected an output of x_t's shape {list(x_t.shape)}, got {list(output.shape)}")
+    check_output(output, variance_type, "x_t", x_t, "model")
+    return output
+
+
+def device_of(model: Model) -> torch.device:
+    """That of a module's first parameter; the CPU for any other callable."""
+    parameters = getattr(model, "parameters", None)
+    first = next(iter(parameters()), None) if callable(parameters) else None
+    return torch.device("cpu") if first is None else first.device

@@ -1,0 +1,138 @@
+"""How well a run's model codes images: the variational bound over a data set, as a table, a file and a picture."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DModel
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..schedule import NoiseSchedule
+from .checkpoint import write_atomically
+from .config import CHANNELS, TrainConfig, UsageError
+from .data import as_float, load_images
+from .pictures import save_bound_plot
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Means over the images: bits a dimension, and squared errors.
+
+    Attributes:
+        images: how many.
+        timesteps: int64 `[S]`, those of the chain walked, ascending.
+        total, total_error: the bound, and the standard error of its mean (None of one image).
+        prior: L_T.
+        vb, x_0_mse, eps_mse: float64 `[S]`.
+    """
+
+    images: int
+    timesteps: Tensor
+    total: float
+    total_error: float | None
+    prior: float
+    vb: Tensor
+    x_0_mse: Tensor
+    eps_mse: Tensor
+
+
+def load_data(config: TrainConfig, network: UNet2DModel, data: str | None = None) -> Tensor:
+    """The images to evaluate on: the run's, or other data, brought to the network's shape where it is a folder.
+
+    Raises:
+        UsageError: data that can't be used, or of another shape.
+    """
+    (height, width), channels = network.config["sample_size"], network.config["in_channels"]
+    if data is None:
+        images = load_images(config.data, config.image_size, config.channels)
+    elif data != "digits" and Path(data).is_dir():
+        if height != width:
+            raise UsageError(
+                f"data: expected a .npy file for images of {height}x{width}, got the folder {data!r} (its are square)"
+            )
+        images = load_images(data, height, {count: name for name, count in CHANNELS.items()}[channels])
+    else:
+        images = load_images(data)
+    if images.shape[1:] != (channels, height, width):
+        raise UsageError(f"data: expected images [{channels}, {height}, {width}], the run's, got {list(images.shape[1:])}")
+    return images
+
+
+def evaluate(
+    network: UNet2DModel,
+    config: TrainConfig,
+    images: Tensor,
+    steps: int | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> Evaluation:
+    """The bound of every image (uint8 or float32 in [-1, 1]), `batch_size` at a time; the batch size does not change the noise.
+
+    Raises:
+        UsageError: more steps than the chain has.
+    """
+    chain = walked_chain(config, steps)
+    diffusion, network = config.diffusion(), network.to(device).eval()
+    starts = range(0, len(images), batch_size)
+    totals, priors = [], []
+    sums = {name: torch.zeros(len(chain), dtype=torch.float64) for name in ("vb", "x_0_mse", "eps_mse")}
+    with tqdm(total=len(starts) * len(chain), desc="evaluating", unit="step") as bar:
+
+        def model(x_t: Tensor, t: Tensor) -> Tensor:
+            bar.update()
+            return network(x_t, t).sample
+
+        for start in starts:
+            x_0 = as_float(images[start : start + batch_size].to(device))
+            terms = diffusion.bits_per_dim(model, x_0, seed, steps=steps, first_sample=start, progress=False)
+            terms = {name: value.cpu().double() for name, value in terms.items()}
+            totals.append(terms["total"])
+            priors.append(terms["prior"])
+            for name, so_far in sums.items():
+                so_far += terms[name].sum(0)
+    total, prior, count = torch.cat(totals), torch.cat(priors), len(images)
+    error = float(total.std()) / math.sqrt(count) if count > 1 else None
+    means = {name: values / count for name, values in sums.items()}
+    return Evaluation(count, chain.timesteps, float(total.mean()), error, float(prior.mean()), **means)
+
+
+def walked_chain(config: TrainConfig, steps: int | None) -> NoiseSchedule:
+    """The run's chain, or `steps` steps of it."""
+    if steps is None:
+        return config.diffusion().schedule
+    if not 1 <= steps <= config.timesteps:
+        raise UsageError(f"steps: expected 1 .. {config.timesteps}, the run's timesteps, got {steps}")
+    return config.diffusion().schedule.respace(steps)
+
+
+def save_evaluation(result: Evaluation, about: dict[str, Any], folder: Path) -> None:
+    """eval.json, all of it, and eval.png."""
+    values = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in vars(result).items()}
+    text = json.dumps({**about, "unit": "bits a dimension; squared errors of data in [-1, 1]", **values}, indent=1)
+    write_atomically(folder / "eval.json", lambda file: file.write((text + "\n").encode()))
+    save_bound_plot(result.timesteps, result.vb, result.x_0_mse, result.eps_mse, folder / "eval.png")
+
+
+def format_evaluation(result: Evaluation, title: str) -> str:
+    """Lines of text: the bound and its parts, and the terms by tenths of the chain."""
+    steps = len(result.timesteps)
+    error = "" if result.total_error is None else f"  +- {result.total_error:.4f}"
+    rows = [
+        f"{'total':<20}{result.total:>12.4f}{result.x_0_mse.mean():>12.5f}{result.eps_mse.mean():>12.5f}{error}",
+        f"{'L_T (prior)':<20}{result.prior:>12.4f}",
+        f"{'L_0':<20}{result.vb[0]:>12.4f}{result.x_0_mse[0]:>12.5f}{result.eps_mse[0]:>12.5f}",
+        f"{'the other L_t':<20}{result.vb[1:].sum():>12.4f}",
+    ]
+    tenths = []
+    for part in torch.arange(steps).tensor_split(min(10, steps)):
+        name = f"t = {result.timesteps[part[0]]} .. {result.timesteps[part[-1]]}"
+        values = result.vb[part].sum(), result.x_0_mse[part].mean(), result.eps_mse[part].mean()
+        tenths.append(f"{name:<20}{values[0]:>12.4f}{values[1]:>12.5f}{values[2]:>12.5f}")
+    head = f"{'':<20}{'bits/dim':>12}{'x_0 MSE':>12}{'eps MSE':>12}"
+    rule = "-" * len(head)
+    return "\n".join((title, head, rule, *rows, rule, *tenths))
