@@ -21,10 +21,15 @@ OPS = (
     "noising",
     "mse_loss",
     "mse_loss_backward",
+    "vlb_loss",
+    "vlb_loss_backward",
+    "hybrid_loss",
+    "hybrid_loss_backward",
+    "vlb_terms",
     "reverse_step",
     "reverse_step_backward",
 )
-"""The ops with a Triton kernel: all but copy_key, a copy already, and the two that only the CPU's autograd calls."""
+"""The ops with a Triton kernel: all but copy_key, a copy already, and those that only the CPU's autograd calls."""
 
 WITHOUT_KERNELS = ("MPS", "XPU")
 """Dispatch keys that run the reference and announce it. (So does "CUDA" where triton is missing.)"""

@@ -94,7 +94,7 @@ def test_ops_at_every_size(shape, kind):
     same("noising", x, noise, t, rows_q())
     table = samplers.ddpm(SCHEDULE).on(CPU, torch.float32)
     same("reverse_step", out, x, noise, t, table, True)
-    same("reverse_step_backward", x, out, out, x, t, table)
+    same("reverse_step_backward", x, out, out, x, None, t, table)
     if noise is not None:
         mse = SCHEDULE.mse_rows("v_prediction", "min_snr", CPU, torch.float32)
         for reduction in (ops.NONE, ops.MEAN, ops.SUM):
@@ -120,7 +120,7 @@ def test_ops_in_every_layout_and_dtype(layout, dtype):
     with poisoned():
         same("noising", x, key(3), t, rows_q())
         same("reverse_step", out, x, key(3), t, table, True)
-        same("reverse_step_backward", x, None, out, x, t, table)
+        same("reverse_step_backward", x, None, out, x, None, t, table)
         mse = SCHEDULE.mse_rows("epsilon", None, CPU, torch.float32)
         same("mse_loss_backward", torch.tensor(3.0), out, key(3), None, None, t, mse, ops.MEAN)
 
@@ -133,6 +133,95 @@ def test_q_sample_against_float64(dtype):
     exact = reference.noising(x.double(), z.double(), t, rows_q().double())
     a, s = (c.view(-1, 1, 1, 1).to(dtype) for c in rows_q()[t].unbind(1))
     assert_right(got, exact, a * x + s * z.to(dtype))
+
+
+# ---- the variational bound and learned variances: sums and exponentials, so against float64 ----
+
+FORMS = {
+    "epsilon, range": ("epsilon", "learned_range"),
+    "v, large": ("v_prediction", "fixed_large"),
+    "previous, learned": ("previous", "learned"),
+}
+
+
+def bound_inputs(form, shape, dtype=torch.float32, layout="contiguous", tanh=False):
+    """model_output, x_0, x_t, noise, t, rows, tanh_cdf."""
+    place = LAYOUTS[layout] if len(shape) == 4 else torch.clone
+    out = values(shape[0], shape[1] * (1 + ("learned" in FORMS[form][1])), *shape[2:], dtype=dtype, seed=1)
+    x_0 = place(values(*shape, dtype=dtype).clamp(-1, 1))
+    rows = SCHEDULE.vlb_rows(*FORMS[form], True, "posterior", None, CPU, torch.float32)
+    return place(out), x_0, None, key(shape[0]), spread(shape[0]), rows, tanh
+
+
+def close(name, *inputs):
+    """flash-attention's rule: at most twice the error of the reference in the same dtype, and an ulp of the greatest."""
+    double = [x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in inputs]
+    exact = getattr(reference, name)(*double)
+    for got, plain, true in zip(*both(name, *inputs), exact if isinstance(exact, tuple) else (exact,), strict=True):
+        assert got.stride() == plain.stride() and got.dtype == plain.dtype and torch.equal(got.isnan(), true.isnan())
+        error, allowed = (got.double() - true).abs(), (plain.double() - true).abs()
+        if error.nan_to_num().any():
+            worst = true.abs().nan_to_num().max()
+            assert bool((error <= 2 * allowed.nan_to_num().max() + 2 * ulp(worst, got.dtype) + 2e-7 * worst).all())
+
+
+@pytest.mark.parametrize("shape", [s for s in SHAPES if len(s) > 1 and 0 not in s], ids=str)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("tanh", [False, True], ids=["exact", "tanh"])
+def test_the_bound_at_every_size(shape, form, tanh):
+    inputs = bound_inputs(form, shape, tanh=tanh)
+    for reduction in (ops.NONE, ops.MEAN, ops.SUM):
+        upstream = torch.rand(shape[:1] if reduction == ops.NONE else ())
+        close("vlb_loss", *inputs, reduction)
+        close("vlb_loss_backward", upstream, *inputs, reduction)
+        close("hybrid_loss", *inputs, 0.3, reduction)
+        close("hybrid_loss_backward", upstream, None, upstream, *inputs, 0.3, reduction)
+    close("vlb_terms", *inputs, noise_key(SEED, STEP + 1, shape[0]), torch.full(shape[:1], 7))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("form", FORMS)
+def test_the_bound_in_every_layout_and_dtype(layout, dtype, form):
+    inputs = bound_inputs(form, IMAGE, dtype, layout)
+    with poisoned():
+        close("hybrid_loss", *inputs, 0.3, ops.NONE)
+        close("hybrid_loss_backward", torch.tensor(3.0), None, None, *inputs, 0.3, ops.MEAN)
+        close("vlb_loss_backward", torch.tensor(3.0), *inputs, ops.MEAN)
+        close("vlb_terms", *inputs, key(3), torch.full((3,), 7))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4, 64, 65])
+@pytest.mark.parametrize("given", [False, True], ids=["x_t of the key", "x_t given"])
+def test_a_bound_with_variance_channels_in_channels_last(channels, given):
+    out, x_0, _, noise, t, rows, tanh = bound_inputs("epsilon, range", (3, channels, 9, 7), layout="channels_last")
+    if given:
+        inputs = (out, x_0, reference.noising(x_0, noise, t, rows[:, :2]), None, t, rows, tanh)
+    else:
+        inputs = (out, x_0, None, noise, t, rows, tanh)
+    close("vlb_loss", *inputs, ops.NONE)
+    close("vlb_loss_backward", torch.rand(3), *inputs, ops.NONE)
+
+
+@pytest.mark.parametrize("kind", ["key", "tensor", "none"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_reverse_step_with_a_learned_variance(kind, layout):
+    out, x = LAYOUTS[layout](values(3, 8, 5, 6)), LAYOUTS[layout](values(*IMAGE, seed=1))
+    noise = {"key": key(3), "tensor": values(*IMAGE, seed=5), "none": None}[kind]
+    table = samplers.ddpm(SCHEDULE, variance_type="learned_range").on(CPU, torch.float32)
+    close("reverse_step", out, x, noise, spread(3), table, True)
+    close("reverse_step_backward", x, None, out, x, noise, spread(3), table)
+
+
+@pytest.mark.parametrize("log_variance", [-30.0, -15.0, 0.0, 30.0])
+@pytest.mark.parametrize("tanh", [False, True], ids=["exact", "tanh"])
+def test_the_first_step_s_likelihood_is_finite_at_any_variance(log_variance, tanh):
+    _, x_0, _, noise, _, _, _ = bound_inputs("previous, learned", (4, 3, 32, 32))
+    rows = SCHEDULE.vlb_rows("previous", "learned", True, "posterior", None, CPU, torch.float32)
+    out = torch.cat((values(4, 3, 32, 32, seed=3), torch.full((4, 3, 32, 32), log_variance)), 1)
+    inputs = [on_gpu(x) for x in (out, x_0, None, noise, torch.zeros(4, dtype=torch.int64), rows, tanh)]
+    assert ops.vlb_loss(*inputs, ops.NONE).isfinite().all()
+    assert ops.vlb_loss_backward(torch.ones(4, device="cuda"), *inputs, ops.NONE).isfinite().all()
 
 
 # ---- what only a device shows ----
@@ -162,6 +251,29 @@ def test_a_training_step_never_waits_for_the_host():
         training_step(x_0, fd.advance(made), output)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_hybrid_step_never_waits_for_the_host_and_replays():
+    x_0, made = values(8, 3, 32, 32).clamp(-1, 1).cuda(), key(8).cuda()
+    output = torch.full((8, 6, 32, 32), 0.1, device="cuda", requires_grad=True)
+
+    def step():
+        t = fd.timesteps(made, 1000)
+        losses = fd.hybrid_loss(output, x_0, made, t, SCHEDULE)
+        return losses["loss"].detach(), *torch.autograd.grad(losses["loss"], output)
+
+    wanted = step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    graph.replay()
+    for got, expected in zip(captured, wanted, strict=True):
+        assert same_bits(got, expected)
 
 
 def test_each_replay_of_a_captured_step_draws_fresh_noise():

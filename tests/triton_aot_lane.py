@@ -18,10 +18,12 @@ from typing import Any, NamedTuple
 import triton
 import triton.backends.nvidia
 from fastddpm.kernels.keys import advance_kernel, fill_key_kernel, randn_kernel, timesteps_kernel
-from fastddpm.kernels.mse import _FINISH, finish_kernel, mse_backward_kernel, mse_kernel
+from fastddpm.kernels.mse import mse_backward_kernel, mse_kernel
 from fastddpm.kernels.noising import noising_kernel
+from fastddpm.kernels.reduce import _PLANS, finish_hybrid_kernel, finish_kernel
 from fastddpm.kernels.reverse import reverse_backward_kernel, reverse_kernel
 from fastddpm.kernels.tile import FLAGS
+from fastddpm.kernels.vlb import hybrid_backward_kernel, hybrid_kernel, terms_kernel, vlb_backward_kernel, vlb_kernel
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -33,9 +35,11 @@ TARGETS = {
 }
 BUDGET = Path(__file__).with_name("triton_budget.json")
 CUOBJDUMP = Path(triton.backends.nvidia.__file__).with_name("bin") / "cuobjdump"
-FLOAT32_POINTERS = ("rows_ptr", "loss_ptr", "shares_ptr", "upstream_ptr")
-INT64_POINTERS = ("t_ptr", "key_ptr")
-UNALIGNED = ("num_rows", "num_timesteps", "batch", "count", "divisor", "steps", "seed", "subsequence")
+FLOAT32_POINTERS = ("rows_ptr", "loss_ptr", "mse_ptr", "vlb_ptr", "terms_ptr", "shares_ptr", "mse_shares_ptr",
+                    "vlb_shares_ptr", "upstream_ptr", "mse_upstream_ptr", "vlb_upstream_ptr")  # fmt: skip
+INT64_POINTERS = ("t_ptr", "next_t_ptr", "key_ptr", "next_noise_ptr")
+FLOATS = ("vlb_weight",)
+UNALIGNED = ("num_rows", "num_timesteps", "batch", "count", "divisor", "steps", "seed", "subsequence", *FLOATS)
 
 
 class Variant(NamedTuple):
@@ -48,6 +52,8 @@ class Variant(NamedTuple):
     warps: int = 4
     scalars: dict[str, str] = {}  # noqa: RUF012 (never written)
     aligned: bool = True
+    learned: bool = False
+    tanh: bool = False
 
     def source(self) -> ASTSource:
         names = self.kernel.arg_names
@@ -66,7 +72,8 @@ class Variant(NamedTuple):
 
     def _constants(self) -> dict[str, int]:
         return {
-            "T_STRIDE": 1, "UPSTREAM_STRIDE": 0, "CHANNELS": self.channels, "BLOCK": self.block, "TILE": self.block,
+            "T_STRIDE": 1, "NEXT_T_STRIDE": 1, "UPSTREAM_STRIDE": 0, "MSE_STRIDE": 0, "VLB_STRIDE": 0, "LEARNED": self.learned,
+            "TANH": self.tanh, "CHANNELS": self.channels, "BLOCK": self.block, "TILE": self.block,
         }  # fmt: skip
 
     def _type(self, name: str) -> str | None:
@@ -75,7 +82,8 @@ class Variant(NamedTuple):
         if name == "noise_ptr":
             return self.noise and f"*{self.noise}"
         if not name.endswith("_ptr"):
-            return self.scalars.get(name, "i64" if name in ("seed", "subsequence") else "i32")
+            other = "fp32" if name in FLOATS else "i64" if name in ("seed", "subsequence") else "i32"
+            return self.scalars.get(name, other)
         return "*fp32" if name in FLOAT32_POINTERS else "*i64" if name in INT64_POINTERS else f"*{self.data}"
 
 
@@ -85,7 +93,8 @@ def _variants() -> dict[str, Variant]:
         "advance": Variant(advance_kernel, block=128),
         "timesteps": Variant(timesteps_kernel, block=128),
     }
-    made |= {f"finish {size}": Variant(finish_kernel, block=size, warps=warps) for _, size, warps in _FINISH}
+    made |= {f"finish {size}": Variant(finish_kernel, block=size, warps=warps) for _, size, warps in _PLANS}
+    made |= {f"finish_hybrid {size}": Variant(finish_hybrid_kernel, block=size, warps=warps) for _, size, warps in _PLANS}
     eps, fp32 = ("x_0_ptr", "x_t_ptr"), {"count": "fp32"}
     for data in ("fp32", "bf16", "fp16"):
         other = "fp32" if data == "bf16" else data
@@ -100,7 +109,7 @@ def _variants() -> dict[str, Variant]:
             f"mse_backward key {data}": Variant(mse_backward_kernel, data, absent=eps, scalars=fp32),
             f"mse_backward key, x_0 {data}": Variant(mse_backward_kernel, data, absent=("x_t_ptr",), scalars=fp32),
             f"reverse key {data}": Variant(reverse_kernel, data, absent=("x_0_ptr",)),
-            f"reverse_backward {data}": Variant(reverse_backward_kernel, data, absent=("grad_x_0_ptr",)),
+            f"reverse_backward {data}": Variant(reverse_backward_kernel, data, None, absent=("grad_x_0_ptr",)),
         }
     made |= {
         "noising key fp32 4 channels last": Variant(noising_kernel, channels=4),
@@ -127,9 +136,40 @@ def _variants() -> dict[str, Variant]:
         "reverse key fp32 with x_0_hat": Variant(reverse_kernel),
         "reverse key fp32 3 channels last": Variant(reverse_kernel, absent=("x_0_ptr",), channels=3),
         "reverse none fp32": Variant(reverse_kernel, noise=None, absent=("x_0_ptr",)),
-        "reverse_backward fp32, both": Variant(reverse_backward_kernel),
+        "reverse_backward fp32, both": Variant(reverse_backward_kernel, noise=None),
     }  # fmt: skip
+    return made | _learned_variants()
+
+
+def _learned_variants() -> dict[str, Variant]:
+    """The bound, and what has variance channels: at its largest blocks (a tanh form's gradient has half)."""
+    made = {}
+    for data, channels, cdfs in (("fp32", 0, 2), ("bf16", 0, 1), ("fp32", 3, 2), ("fp32", 4, 1)):
+        name = f"learned {data}" + f" {channels} channels last" * bool(channels)
+        form: dict[str, Any] = {"data": data, "channels": channels, "learned": True, "block": 2048}
+        made |= {
+            f"reverse key {name}": Variant(reverse_kernel, absent=("x_0_ptr",), **form),
+            f"reverse_backward key {name}": Variant(reverse_backward_kernel, absent=("grad_x_0_ptr",), **form),
+        }
+        for tanh in (False, True)[:cdfs]:
+            made |= _bound_variants(f"{name}, {'tanh' if tanh else 'exact'}", {**form, "tanh": tanh})
+    made["vlb x_t fp32"] = Variant(vlb_kernel, noise=None, block=2048)
+    made["vlb_backward x_t fp32"] = Variant(vlb_backward_kernel, noise=None, block=2048, scalars={"count": "fp32"})
+    made["hybrid tensor learned fp32"] = Variant(hybrid_kernel, "fp32", "fp32", ("loss_ptr",), learned=True, block=2048)
+    made["terms key fp32"] = Variant(terms_kernel, absent=("x_t_ptr",), block=2048)
     return made
+
+
+def _bound_variants(name: str, form: dict[str, Any]) -> dict[str, Variant]:
+    backward = {**form, "block": 1024 if form["tanh"] else 2048, "scalars": {"count": "fp32"}}
+    alone = ("x_t_ptr", "mse_upstream_ptr", "vlb_upstream_ptr")
+    return {
+        f"vlb key {name}": Variant(vlb_kernel, absent=("x_t_ptr",), **form),
+        f"vlb_backward key {name}": Variant(vlb_backward_kernel, absent=("x_t_ptr",), **backward),
+        f"hybrid key {name}": Variant(hybrid_kernel, absent=("x_t_ptr", "loss_ptr"), **form),
+        f"hybrid_backward key {name}": Variant(hybrid_backward_kernel, absent=alone, **backward),
+        f"terms key {name}": Variant(terms_kernel, absent=("x_t_ptr",), **form),
+    }
 
 
 def report(variant: Variant, target: str) -> dict[str, Any]:
@@ -174,7 +214,8 @@ def _amd(compiled) -> dict[str, Any]:
         "instructions": names.total() - names["s_nop"],
         "branches": sum(n for name, n in names.items() if name.startswith("s_cbranch")),
         "registers": usage["vgpr_count"],
-        "stack": usage["private_segment_fixed_size"] + usage["vgpr_spill_count"] + usage["sgpr_spill_count"],
+        "stack": usage["private_segment_fixed_size"] + usage["vgpr_spill_count"],
+        "scalar_spills": usage["sgpr_spill_count"],
         "loads_16": sum(n for name, n in memory.items() if "load_dwordx4" in name),
         "stores_16": sum(n for name, n in memory.items() if "store_dwordx4" in name),
         "loads": sum(n for name, n in memory.items() if "load" in name),

@@ -15,7 +15,7 @@ import triton.language as tl
 
 from .. import reference
 from .philox import words
-from .tile import FLAGS, device_of, elements_of, memory_format, plan, tile, tile_normals
+from .tile import FLAGS, device_of, elements_of, memory_format, plan, tile, tile_normals, write
 
 _STEP_MASK = tl.constexpr(reference._STEP_MASK)
 _TIMESTEP_STREAM = tl.constexpr(reference._TIMESTEP_STREAM << 28)
@@ -55,9 +55,8 @@ def timesteps_kernel(t_ptr, key_ptr, num_timesteps, batch, BLOCK: tl.constexpr):
 
 @triton.jit
 def randn_kernel(out_ptr, key_ptr, elements, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
-    _, first, offsets, mask = tile(elements, CHANNELS, BLOCK)
-    z = tile_normals(key_ptr, elements, CHANNELS, BLOCK)
-    tl.store(out_ptr + first + offsets, z.to(out_ptr.dtype.element_ty), mask=mask)
+    _, place = tile(elements, CHANNELS, BLOCK)
+    write(out_ptr, place, tile_normals(key_ptr, elements, CHANNELS, BLOCK))
 
 
 def fill_key_(key: Tensor, seed: int, subsequence: int) -> None:
@@ -88,9 +87,9 @@ def _over_samples(kernel, batch: int, first: Tensor, *arguments) -> None:
 
 
 def randn_(out: Tensor, key: Tensor) -> None:
-    layout, channels = memory_format(out, key)
     if out.numel() == 0:
         return
+    layout, channels = memory_format(out, out.shape[1] if out.dim() > 3 else 0)
     target = out if out.is_contiguous(memory_format=layout) else torch.empty_like(out, memory_format=layout)
     grid, block, warps = plan(out.shape[0], elements_of(out), channels)
     with device_of(out):

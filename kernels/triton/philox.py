@@ -49,16 +49,21 @@ def words(c0, c1, seed, subsequence):
 
 
 @triton.jit
-def radius(word):
-    """sqrt(-2 ln u): the exponent times ln 2 and a polynomial in f = mantissa - 1, mantissa in [sqrt(1/2), sqrt(2))."""
-    u = tl.fma(word.to(tl.float32), _TWO_M32, _TWO_M33)
-    bits = u.to(tl.int32, bitcast=True)
+def minus_2_ln(x):
+    """-2 ln x of a normal x > 0: the exponent times ln 2, and a polynomial in f = mantissa - 1 for the mantissa in
+    [sqrt(1/2), sqrt(2))."""
+    bits = x.to(tl.int32, bitcast=True)
     exponent = (bits - _SQRT_HALF_BITS) >> 23
     f = (bits - (exponent << 23)).to(tl.float32, bitcast=True) - 1.0
     p = tl.fma(tl.fma(tl.fma(f, _L6, _L5), f, _L4), f, _L3)
     p = tl.fma(tl.fma(tl.fma(p, f, _L2), f, _L1), f, _L0)
-    log = tl.fma(f * f, p, -2.0 * f)
-    return tl.sqrt_rn(tl.fma(exponent.to(tl.float32), _MINUS_2_LN_2, log))
+    return tl.fma(exponent.to(tl.float32), _MINUS_2_LN_2, tl.fma(f * f, p, -2.0 * f))
+
+
+@triton.jit
+def radius(word):
+    """sqrt(-2 ln u)."""
+    return tl.sqrt_rn(minus_2_ln(tl.fma(word.to(tl.float32), _TWO_M32, _TWO_M33)))
 
 
 @triton.jit
@@ -71,11 +76,11 @@ def cos_sin(word):
     sin = x * tl.fma(tl.fma(tl.fma(x2, _S3, _S2), x2, _S1), x2, _S0)
     odd = (turned & 0x40000000) != 0
     c, s = tl.where(odd, sin, cos), tl.where(odd, cos, sin)
-    return _flip(c, turned + 0x40000000), _flip(s, turned)  # quarters 1, 2 and quarters 2, 3
+    return flip(c, turned + 0x40000000), flip(s, turned)  # quarters 1, 2 and quarters 2, 3
 
 
 @triton.jit
-def _flip(x, word):
+def flip(x, word):
     """x, negated where the word's top bit is set."""
     return (x.to(tl.uint32, bitcast=True) ^ (word & 0x80000000)).to(tl.float32, bitcast=True)
 

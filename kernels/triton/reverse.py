@@ -2,12 +2,13 @@
 """One reverse update of any sampler that is a table of rows, and its gradients (twin: kernels/cpu/reverse.h).
 
     x_0_hat = clamp(fma(p_o, out, p_x * x), -bound, bound)
-    x_prev  = fma(sigma, z, fma(k_o, out, fma(k_0, x_0_hat, k_x * x))), without z where it is not given or sigma is 0
+    x_prev  = fma(sigma_e, z, fma(k_o, out, fma(k_0, x_0_hat, k_x * x))), without z where it is not given or sigma is 0
+    sigma_e = sigma, or sigma e^(k_v v) of an output with variance channels v
     through = k_0 g + h where |x_0_hat before the clamp| <= bound, else 0;  g, h the gradients of x_prev, x_0_hat
-    grad_out = fma(p_o, through, k_o * g);  grad_x = fma(p_x, through, k_x * g)
+    grad_out = fma(p_o, through, k_o * g);  grad_x = fma(p_x, through, k_x * g);  grad_v = g k_v sigma_e z
 
 Moves: read x, out, write x_prev (and x_0_hat where it is asked for; read z where it is a tensor);
-backward: read g (h), x, out, write grad_out, grad_x.
+backward: read g (h), x, out, write grad_out, grad_x. The backward makes the noise again where the variance is learned.
 """
 
 import torch
@@ -17,126 +18,92 @@ import triton
 import triton.language as tl
 
 from .. import reference
-from .tile import (
-    FLAGS,
-    coefficient,
-    device_of,
-    elements_of,
-    like,
-    memory_format,
-    operand,
-    per_sample,
-    plan,
-    result,
-    tile,
-    tile_noise,
-)
+from .gaussian import exponential
+from .tile import column, halves, is_learned, like, read, result, row_of, tile, tile_noise, tiles_of, write
+
+_PER_THREAD = {False: 32, True: 16}
+"""Elements a thread at most, without and with variance channels."""
 
 
 @triton.jit
-def _unclamped(x, out, rows_ptr, t, num_rows):
-    p_x, p_o = coefficient(rows_ptr, t, num_rows, 0, 7), coefficient(rows_ptr, t, num_rows, 1, 7)
-    return tl.fma(p_o, out, p_x * x)
+def _growth(out_ptr, variance, row):
+    """e^(k_v v)."""
+    e, _, _ = exponential(column(row, 7) * read(out_ptr, variance))
+    return e
 
 
 @triton.jit(do_not_specialize=["num_rows"])
 def reverse_kernel(
-    x_prev_ptr,
-    x_0_ptr,
-    out_ptr,
-    x_ptr,
-    noise_ptr,
-    t_ptr,
-    rows_ptr,
-    num_rows,
-    elements,
-    T_STRIDE: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    sample, first, offsets, mask = tile(elements, CHANNELS, BLOCK)
-    t = tl.load(t_ptr + sample * T_STRIDE).to(tl.int64)
-    bound, sigma = coefficient(rows_ptr, t, num_rows, 2, 7), coefficient(rows_ptr, t, num_rows, 6, 7)
-    k_x, k_0 = coefficient(rows_ptr, t, num_rows, 3, 7), coefficient(rows_ptr, t, num_rows, 4, 7)
-    k_o = coefficient(rows_ptr, t, num_rows, 5, 7)
-    x = tl.load(x_ptr + first + offsets, mask=mask).to(tl.float32)
-    out = tl.load(out_ptr + first + offsets, mask=mask).to(tl.float32)
-    x_0 = _unclamped(x, out, rows_ptr, t, num_rows)
+    x_prev_ptr, x_0_ptr, out_ptr, x_ptr, noise_ptr, t_ptr, rows_ptr, num_rows, elements,
+    LEARNED: tl.constexpr, T_STRIDE: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    sample, place = tile(elements, CHANNELS, BLOCK)
+    mean, variance = halves(sample, place, elements, LEARNED, CHANNELS)
+    _, row = row_of(sample, t_ptr, rows_ptr, num_rows, T_STRIDE, 8)
+    bound, sigma, k_x, k_0, k_o = column(row, 2), column(row, 6), column(row, 3), column(row, 4), column(row, 5)
+    x, out = read(x_ptr, place), read(out_ptr, mean)
+    x_0 = tl.fma(column(row, 1), out, column(row, 0) * x)
     x_0 = tl.maximum(x_0, -bound, propagate_nan=tl.PropagateNan.ALL)
     x_0 = tl.minimum(x_0, bound, propagate_nan=tl.PropagateNan.ALL)
     if x_0_ptr is not None:
-        tl.store(x_0_ptr + first + offsets, x_0.to(x_0_ptr.dtype.element_ty), mask=mask)
+        write(x_0_ptr, place, x_0)
     x_prev = tl.fma(k_o, out, tl.fma(k_0, x_0, k_x * x))
     if noise_ptr is not None:
-        noisy = tl.fma(sigma, tile_noise(noise_ptr, elements, first, offsets, mask, CHANNELS, BLOCK), x_prev)
+        deviation = sigma * _growth(out_ptr, variance, row) if LEARNED else sigma
+        noisy = tl.fma(deviation, tile_noise(noise_ptr, elements, place, CHANNELS, BLOCK), x_prev)
         x_prev = tl.where(sigma != 0, noisy, x_prev)
-    tl.store(x_prev_ptr + first + offsets, x_prev.to(x_prev_ptr.dtype.element_ty), mask=mask)
+    write(x_prev_ptr, place, x_prev)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
 def reverse_backward_kernel(
-    grad_out_ptr,
-    grad_x_ptr,
-    grad_x_prev_ptr,
-    grad_x_0_ptr,
-    out_ptr,
-    x_ptr,
-    t_ptr,
-    rows_ptr,
-    num_rows,
-    elements,
-    T_STRIDE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    sample, first, offsets, mask = tile(elements, 0, BLOCK)
-    t = tl.load(t_ptr + sample * T_STRIDE).to(tl.int64)
-    p_x, p_o = coefficient(rows_ptr, t, num_rows, 0, 7), coefficient(rows_ptr, t, num_rows, 1, 7)
-    bound = coefficient(rows_ptr, t, num_rows, 2, 7)
-    k_x, k_0 = coefficient(rows_ptr, t, num_rows, 3, 7), coefficient(rows_ptr, t, num_rows, 4, 7)
-    k_o = coefficient(rows_ptr, t, num_rows, 5, 7)
-    x = tl.load(x_ptr + first + offsets, mask=mask).to(tl.float32)
-    out = tl.load(out_ptr + first + offsets, mask=mask).to(tl.float32)
+    grad_out_ptr, grad_x_ptr, grad_x_prev_ptr, grad_x_0_ptr, out_ptr, x_ptr, noise_ptr, t_ptr, rows_ptr, num_rows, elements,
+    LEARNED: tl.constexpr, T_STRIDE: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    sample, place = tile(elements, CHANNELS, BLOCK)
+    mean, variance = halves(sample, place, elements, LEARNED, CHANNELS)
+    _, row = row_of(sample, t_ptr, rows_ptr, num_rows, T_STRIDE, 8)
+    p_x, p_o, bound = column(row, 0), column(row, 1), column(row, 2)
+    k_x, k_0, k_o = column(row, 3), column(row, 4), column(row, 5)
+    x, out = read(x_ptr, place), read(out_ptr, mean)
     g = tl.zeros((BLOCK,), tl.float32)
     if grad_x_prev_ptr is not None:
-        g = tl.load(grad_x_prev_ptr + first + offsets, mask=mask).to(tl.float32)
+        g = read(grad_x_prev_ptr, place)
     through = k_0 * g
     if grad_x_0_ptr is not None:
-        through += tl.load(grad_x_0_ptr + first + offsets, mask=mask).to(tl.float32)
-    through = tl.where(tl.abs(_unclamped(x, out, rows_ptr, t, num_rows)) > bound, 0.0, through)
+        through += read(grad_x_0_ptr, place)
+    through = tl.where(tl.abs(tl.fma(p_o, out, p_x * x)) > bound, 0.0, through)
     grad_out, grad_x = tl.fma(p_o, through, k_o * g), tl.fma(p_x, through, k_x * g)
-    tl.store(grad_out_ptr + first + offsets, grad_out.to(grad_out_ptr.dtype.element_ty), mask=mask)
-    tl.store(grad_x_ptr + first + offsets, grad_x.to(grad_x_ptr.dtype.element_ty), mask=mask)
+    if LEARNED:
+        grad_v = tl.zeros((BLOCK,), tl.float32)
+        if noise_ptr is not None:
+            sigma = column(row, 6)
+            by_v = column(row, 7) * (sigma * _growth(out_ptr, variance, row))
+            by_v = by_v * tile_noise(noise_ptr, elements, place, CHANNELS, BLOCK)
+            grad_v = tl.where(sigma != 0, g * by_v, 0.0)
+        write(grad_out_ptr, variance, grad_v)
+    write(grad_out_ptr, mean, grad_out)
+    write(grad_x_ptr, place, grad_x)
 
 
 def reverse_step(model_output, x_t, noise, index, rows, return_x_0) -> tuple[Tensor, Tensor]:
     if rows.dtype != torch.float32 or x_t.numel() == 0:
         return reference.reverse_step(model_output, x_t, noise, index, rows, return_x_0)
-    batch, elements = x_t.shape[0], elements_of(x_t)
-    layout, channels = memory_format(x_t, noise)
-    grid, block, warps = plan(batch, elements, channels)
-    index, stride = per_sample(index)
-    x_prev = result(x_t, layout)
-    x_0 = result(x_t, layout) if return_x_0 else None
-    with device_of(x_t):
-        reverse_kernel[grid](
-            x_prev, x_0, *(operand(x, layout) for x in (model_output, x_t, noise)), index, rows.contiguous(), len(rows),
-            elements, T_STRIDE=stride, CHANNELS=channels, BLOCK=block, num_warps=warps, **FLAGS,
-        )  # fmt: skip
-    return like(x_prev, x_t, layout), x_t.new_empty(0) if x_0 is None else like(x_0, x_t, layout)
+    learned = is_learned(model_output, x_t)
+    tiles = tiles_of(x_t, noise, learned=learned, most=_PER_THREAD[learned])
+    written = result(x_t, tiles.layout), result(x_t, tiles.layout) if return_x_0 else None
+    tiles.launch(reverse_kernel, written, (model_output, x_t, noise), index, rows, LEARNED=learned)
+    x_prev, x_0 = (x_t.new_empty(0) if x is None else like(x, x_t, tiles.layout) for x in written)
+    return x_prev, x_0
 
 
-def reverse_step_backward(grad_x_prev, grad_x_0, model_output, x_t, index, rows) -> tuple[Tensor, Tensor]:
+def reverse_step_backward(grad_x_prev, grad_x_0, model_output, x_t, noise, index, rows) -> tuple[Tensor, Tensor]:
     if rows.dtype != torch.float32 or x_t.numel() == 0:
-        return reference.reverse_step_backward(grad_x_prev, grad_x_0, model_output, x_t, index, rows)
-    batch, elements = x_t.shape[0], elements_of(x_t)
-    layout, _ = memory_format(x_t, None)
-    grid, block, warps = plan(batch, elements, 0)
-    index, stride = per_sample(index)
-    grad_out, grad_x = result(model_output, layout), result(x_t, layout)
-    operands = (operand(x, layout) for x in (grad_x_prev, grad_x_0, model_output, x_t))
-    with device_of(x_t):
-        reverse_backward_kernel[grid](
-            grad_out, grad_x, *operands, index, rows.contiguous(), len(rows), elements,
-            T_STRIDE=stride, BLOCK=block, num_warps=warps, **FLAGS,
-        )  # fmt: skip
-    return like(grad_out, model_output, layout), like(grad_x, x_t, layout)
+        return reference.reverse_step_backward(grad_x_prev, grad_x_0, model_output, x_t, noise, index, rows)
+    learned = is_learned(model_output, x_t)
+    noise = noise if learned else None
+    tiles = tiles_of(x_t, noise, learned=learned, most=_PER_THREAD[learned])
+    grads = result(model_output, tiles.layout), result(x_t, tiles.layout)
+    data = (grad_x_prev, grad_x_0, model_output, x_t, noise)
+    tiles.launch(reverse_backward_kernel, grads, data, index, rows, LEARNED=learned)
+    return like(grads[0], model_output, tiles.layout), like(grads[1], x_t, tiles.layout)

@@ -53,7 +53,7 @@ def _place(elements, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def tile(elements, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
-    """(sample, where in the tensors' memory the tile starts, offsets from there, mask)."""
+    """(sample, place); a place is (where in the tensors' memory the tile starts, offsets from there, mask)."""
     sample, start = _place(elements, CHANNELS, BLOCK)
     offsets = tl.arange(0, BLOCK)
     if CHANNELS == 0 or CHANNELS > _GATHERED:
@@ -63,7 +63,40 @@ def tile(elements, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
         first = sample * elements + start * CHANNELS
         length: tl.constexpr = positions_of(BLOCK, CHANNELS) * CHANNELS
         mask = (offsets < elements - start * CHANNELS) & (offsets < length)
-    return sample, first, offsets, mask
+    return sample, (first, offsets, mask)
+
+
+@triton.jit
+def halves(sample, place, elements, LEARNED: tl.constexpr, CHANNELS: tl.constexpr):
+    """The places of the tile's mean channels and of its variance channels in the network's output: of an output that has only
+    the first, the tile's own."""
+    first, offsets, mask = place
+    if not LEARNED:
+        mean, variance = first, first
+    elif CHANNELS == 0:
+        mean, variance = first + sample * elements, first + (sample + 1) * elements
+    else:  # [spatial, 2 CHANNELS]
+        begin = first - sample * elements
+        if CHANNELS > _GATHERED:
+            mean = first + sample * elements
+            offsets += (begin.to(elements.dtype) + offsets) // CHANNELS * CHANNELS
+        else:
+            mean = first + sample * elements + begin
+            offsets += (offsets.to(tl.uint32) // CHANNELS * CHANNELS).to(tl.int32)
+        variance = mean + CHANNELS
+    return (mean, offsets, mask), (variance, offsets, mask)
+
+
+@triton.jit
+def read(ptr, place):
+    first, offsets, mask = place
+    return tl.load(ptr + first + offsets, mask=mask).to(tl.float32)
+
+
+@triton.jit
+def write(ptr, place, values):
+    first, offsets, mask = place
+    tl.store(ptr + first + offsets, values.to(ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -117,19 +150,24 @@ def _wide_normals(position, elements, seed, subsequence, CHANNELS: tl.constexpr)
 
 
 @triton.jit
-def tile_noise(noise_ptr, elements, first, offsets, mask, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
+def tile_noise(noise_ptr, elements, place, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
     """The tile's noise in float32: made from a key (int64), or read."""
-    if noise_ptr.dtype.element_ty == tl.int64:
-        z = tile_normals(noise_ptr, elements, CHANNELS, BLOCK)
-    else:
-        z = tl.load(noise_ptr + first + offsets, mask=mask).to(tl.float32)
-    return z
+    is_key: tl.constexpr = noise_ptr.dtype.element_ty == tl.int64
+    return tile_normals(noise_ptr, elements, CHANNELS, BLOCK) if is_key else read(noise_ptr, place)
 
 
 @triton.jit
-def coefficient(rows_ptr, t, num_rows, COLUMN: tl.constexpr, COLUMNS: tl.constexpr):
-    """rows[t, COLUMN]. A t out of range reads nothing and gives NaN, which poisons its sample."""
-    return tl.load(rows_ptr + t * COLUMNS + COLUMN, mask=(t >= 0) & (t < num_rows), other=float("nan"))
+def row_of(sample, t_ptr, rows_ptr, num_rows, T_STRIDE: tl.constexpr, COLUMNS: tl.constexpr):
+    """(t, row): the sample's index, and where its row begins and whether there is one. To be read with `column`."""
+    t = tl.load(t_ptr + sample * T_STRIDE).to(tl.int64)
+    return t, (rows_ptr + t * COLUMNS, (t >= 0) & (t < num_rows))
+
+
+@triton.jit
+def column(row, N: tl.constexpr):
+    """A coefficient. A t out of range reads nothing and gives NaN, which poisons its sample."""
+    start, exists = row
+    return tl.load(start + N, mask=exists, other=float("nan"))
 
 
 # ---- on the host ----
@@ -151,16 +189,24 @@ class Plan(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def plan(batch: int, elements: int, channels: int, size: int | None = None) -> Plan:
-    """How many programs of what size. `size` stands in for batch * elements where the cut must not depend on the batch."""
+def plan(batch: int, elements: int, channels: int, size: int | None = None, most: int = 32) -> Plan:
+    """How many programs of what size.
+
+    Args:
+        size: stands in for batch * elements where the cut must not depend on the batch.
+        most: elements a thread, where a kernel has not the registers for more.
+    """
     if channels > _MAX_CHANNELS:
         block = 32 * _WARPS[0] * _WIDE_PER_THREAD
         return Plan((batch * max(1, -(-elements // block)),), block, _WARPS[0])
     per_thread = next(n for at_least, n in _PER_THREAD if (batch * elements if size is None else size) >= at_least)
+    per_thread = min(max(per_thread, triton.next_power_of_2(channels) // 2), most)
     best, least = None, None
     for warps in _WARPS:
-        block = 32 * warps * max(per_thread, triton.next_power_of_2(channels) // 2)
+        block = 32 * warps * per_thread
         length = positions_of(block, channels) * channels if channels else block
+        if length == 0:
+            break
         tiles = max(1, -(-elements // length))
         if least is None or tiles * block < least:
             best, least = Plan((batch * tiles,), block, warps), tiles * block
@@ -169,16 +215,69 @@ def plan(batch: int, elements: int, channels: int, size: int | None = None) -> P
     return best
 
 
-def memory_format(x: Tensor, noise: Tensor | None) -> tuple[torch.memory_format, int]:
-    """The layout that a launch walks, x's where it can be, and its CHANNELS."""
+class Tiles(NamedTuple):
+    """How an op cuts its data, and the launch of its kernels."""
+
+    layout: torch.memory_format
+    channels: int
+    elements: int
+    plan: Plan
+
+    @property
+    def programs(self) -> int:
+        return self.plan.grid[0]
+
+    def launch(self, kernel, written: tuple, data: tuple, t: Tensor, rows: Tensor, *others, **constants: int) -> None:
+        """A kernel's arguments are what it writes, its data, `t_ptr, rows_ptr, num_rows, elements`, and what others it has.
+
+        The data are brought into the tiles' layout; what is written is in it already (see `result`).
+        """
+        t, stride = per_sample(t)
+        with device_of(rows):
+            kernel[self.plan.grid](
+                *written, *(operand(x, self.layout) for x in data), t, rows.contiguous(), len(rows), self.elements, *others,
+                **constants, T_STRIDE=stride, CHANNELS=self.channels, BLOCK=self.plan.block, num_warps=self.plan.num_warps,
+                **FLAGS,
+            )  # fmt: skip
+
+
+def tiles_of(
+    x: Tensor,
+    *noises: Tensor | None,
+    learned: bool = False,
+    walks: Tensor | None = None,
+    any_batch: bool = False,
+    most: int = 32,
+) -> Tiles:
+    """Tiles of x.
+
+    Args:
+        noises: what noise the kernel takes.
+        learned: whether the network's output has variance channels too.
+        walks: whose layout the tiles go along, where it isn't x's.
+        any_batch: the cut of a sample does not depend on how many there are.
+        most: as in `plan`.
+    """
+    keyed = any(noise is not None and noise.dtype == torch.int64 for noise in noises)
+    layout, channels = memory_format(x if walks is None else walks, x.shape[1] if (learned or keyed) and x.dim() > 3 else 0)
+    elements = elements_of(x)
+    cut = plan(x.shape[0], elements, channels, elements if any_batch else None, most)
+    return Tiles(layout, channels, elements, cut)
+
+
+def is_learned(output: Tensor, x: Tensor) -> bool:
+    """Whether a network's output has variance channels beside the mean's, which are x's."""
+    return output.dim() > 1 and output.shape[1] != x.shape[1]
+
+
+def memory_format(x: Tensor, channels: int) -> tuple[torch.memory_format, int]:
+    """The layout that a launch walks, x's where it can be, and its CHANNELS: in channels_last those given."""
     if x.is_contiguous():
         return torch.contiguous_format, 0
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
     if last is None or not x.is_contiguous(memory_format=last):
         return torch.contiguous_format, 0  # x is copied, and so is the result
-    if noise is None or noise.dtype != torch.int64:
-        return last, 0
-    return last, x.shape[1]
+    return last, channels
 
 
 def operand(x: Tensor | None, layout: torch.memory_format) -> Tensor | None:

@@ -1,0 +1,289 @@
+# ruff: noqa: N803 (constexpr arguments are written in capitals)
+"""A term of the variational bound and its gradients, alone, with the mean squared error (hybrid), and as a step of bits/dim
+(twin: kernels/cpu/vlb.h).
+
+    x_0_hat = clamp(fma(p_o, out, p_x x_t), -bound, bound);  delta = v_0 + v_1 v, the variance's log-ratio to the posterior's
+    mu~ - mu = c (x_0 - x_0_hat) + e_0 x_0 + e_x x_t + e_o out
+    vlb_b = 1 / (D ln 2) sum_e (t > 0: KL;  t = 0: -log P of x_0's level), see gaussian.py
+    mse_b = w / D sum_e (out - target)^2,  target = p z + q x_0 + r x_t;  loss = mse + vlb_weight vlb
+
+v are the output's variance channels where it has them (LEARNED). In the hybrid the mean channels get the gradient of mse alone,
+the variance channels that of vlb. Where x_t is not given, it is made of x_0 and the noise again, as noising.py does.
+
+Moves: read out, x_0 (and x_t, z where they are given as tensors); backward: the same, and write grad. t is one for a program,
+so is the branch t = 0. Each program sums its tile; reduce.py adds the shares.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+import triton
+import triton.language as tl
+
+from .. import reference
+from .gaussian import kl, nll
+from .reduce import MEAN, NONE, finish, finish_hybrid, losses_of, shaped
+from .tile import Tiles, column, halves, is_learned, like, per_sample, read, result, row_of, tile, tile_noise, tiles_of, write
+
+_COLUMNS = tl.constexpr(16)
+_LOG2_E = tl.constexpr(1 / math.log(2))
+_PER_THREAD = 16  # elements at most: the registers hold no more at t = 0, and half of that in the tanh form's gradient
+
+
+@triton.jit
+def _noise(noise_ptr, elements, place, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
+    """The tile's noise, 0 where there is none."""
+    z = tl.zeros((BLOCK,), tl.float32)
+    if noise_ptr is not None:
+        z = tile_noise(noise_ptr, elements, place, CHANNELS, BLOCK)
+    return z
+
+
+@triton.jit
+def _noised(x_0, z, row, x_0_ptr):
+    """x_t as noising.py makes it, rounded to x_0's dtype."""
+    return tl.fma(column(row, 0), x_0, column(row, 1) * z).to(x_0_ptr.dtype.element_ty)
+
+
+@triton.jit
+def _x_t(x_t_ptr, x_0_ptr, x_0, z, row, place):
+    return _noised(x_0, z, row, x_0_ptr).to(tl.float32) if x_t_ptr is None else read(x_t_ptr, place)
+
+
+@triton.jit
+def _delta(out_ptr, variance, row, LEARNED: tl.constexpr):
+    delta = column(row, 9)
+    if LEARNED:
+        delta = tl.fma(column(row, 10), read(out_ptr, variance), delta)
+    return delta
+
+
+@triton.jit
+def _difference(out, x_0, x_t, row):
+    """mu~ - mu, its derivative by the output, and x_0 - x_0_hat."""
+    p_x, p_o, bound, c, e_o = column(row, 2), column(row, 3), column(row, 4), column(row, 5), column(row, 8)
+    free = tl.fma(p_o, out, p_x * x_t)
+    clamped = tl.abs(free) > bound
+    missed = tl.where(clamped, x_0 - tl.where(free < 0, -bound, bound), tl.fma(-p_o, out, tl.fma(-p_x, x_t, x_0)))
+    difference = tl.fma(e_o, out, tl.fma(column(row, 7), x_t, tl.fma(column(row, 6), x_0, c * missed)))
+    return difference, tl.where(clamped, e_o, e_o - c * p_o), missed
+
+
+@triton.jit
+def _term(difference, delta, precision, x_0, t, TANH: tl.constexpr):
+    """In nats: each element's term, and its derivatives by the difference and by delta."""
+    if t == 0:
+        value, by_difference, by_delta = nll(difference, delta, precision, x_0, TANH)
+    else:
+        value, by_difference, by_delta = kl(difference, delta, precision)
+    return value, by_difference, by_delta
+
+
+@triton.jit
+def _target(x_0, x_t, z, row):
+    return tl.fma(column(row, 14), x_t, tl.fma(column(row, 13), x_0, column(row, 12) * z))
+
+
+@triton.jit
+def _mean(values, place, elements):
+    """The tile's share of its sample's mean."""
+    return tl.div_rn(tl.sum(tl.where(place[2], values, 0.0)), elements * 1.0)
+
+
+@triton.jit
+def _upstream(upstream_ptr, sample, STRIDE: tl.constexpr):
+    upstream = 0.0
+    if upstream_ptr is not None:
+        upstream = tl.load(upstream_ptr + sample * STRIDE).to(tl.float32)
+    return upstream
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def vlb_kernel(
+    vlb_ptr, out_ptr, x_0_ptr, x_t_ptr, noise_ptr, t_ptr, rows_ptr, num_rows, elements,
+    LEARNED: tl.constexpr, TANH: tl.constexpr, T_STRIDE: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    sample, place = tile(elements, CHANNELS, BLOCK)
+    mean, variance = halves(sample, place, elements, LEARNED, CHANNELS)
+    t, row = row_of(sample, t_ptr, rows_ptr, num_rows, T_STRIDE, _COLUMNS)
+    x_0 = read(x_0_ptr, place)
+    x_t = _x_t(x_t_ptr, x_0_ptr, x_0, _noise(noise_ptr, elements, place, CHANNELS, BLOCK), row, place)
+    difference, _, _ = _difference(read(out_ptr, mean), x_0, x_t, row)
+    value, _, _ = _term(difference, _delta(out_ptr, variance, row, LEARNED), column(row, 11), x_0, t, TANH)
+    tl.store(vlb_ptr + tl.program_id(0), _mean(value, place, elements) * _LOG2_E)
+
+
+@triton.jit(do_not_specialize=["num_rows", "count"])
+def vlb_backward_kernel(
+    grad_ptr, out_ptr, x_0_ptr, x_t_ptr, noise_ptr, t_ptr, rows_ptr, num_rows, elements, upstream_ptr, count,
+    LEARNED: tl.constexpr, TANH: tl.constexpr, UPSTREAM_STRIDE: tl.constexpr, T_STRIDE: tl.constexpr,
+    CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    sample, place = tile(elements, CHANNELS, BLOCK)
+    mean, variance = halves(sample, place, elements, LEARNED, CHANNELS)
+    t, row = row_of(sample, t_ptr, rows_ptr, num_rows, T_STRIDE, _COLUMNS)
+    x_0 = read(x_0_ptr, place)
+    x_t = _x_t(x_t_ptr, x_0_ptr, x_0, _noise(noise_ptr, elements, place, CHANNELS, BLOCK), row, place)
+    scale = tl.div_rn(_upstream(upstream_ptr, sample, UPSTREAM_STRIDE) * _LOG2_E, count)
+    scale_v = scale * column(row, 10)
+    difference, by_out, _ = _difference(read(out_ptr, mean), x_0, x_t, row)
+    _, by_difference, by_delta = _term(difference, _delta(out_ptr, variance, row, LEARNED), column(row, 11), x_0, t, TANH)
+    write(grad_ptr, mean, scale * by_difference * by_out)
+    if LEARNED:
+        write(grad_ptr, variance, scale_v * by_delta)
+
+
+@triton.jit(do_not_specialize=["num_rows", "vlb_weight"])
+def hybrid_kernel(
+    loss_ptr, mse_ptr, vlb_ptr, out_ptr, x_0_ptr, x_t_ptr, noise_ptr, t_ptr, rows_ptr, num_rows, elements, vlb_weight,
+    LEARNED: tl.constexpr, TANH: tl.constexpr, T_STRIDE: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The shares of mse and vlb; loss too where a program's shares are a sample's losses."""
+    sample, place = tile(elements, CHANNELS, BLOCK)
+    mean, variance = halves(sample, place, elements, LEARNED, CHANNELS)
+    t, row = row_of(sample, t_ptr, rows_ptr, num_rows, T_STRIDE, _COLUMNS)
+    x_0, out = read(x_0_ptr, place), read(out_ptr, mean)
+    z = _noise(noise_ptr, elements, place, CHANNELS, BLOCK)
+    x_t = _x_t(x_t_ptr, x_0_ptr, x_0, z, row, place)
+    d = out - _target(x_0, x_t, z, row)
+    mse = column(row, 15) * _mean(d * d, place, elements)
+    difference, _, _ = _difference(out, x_0, x_t, row)
+    value, _, _ = _term(difference, _delta(out_ptr, variance, row, LEARNED), column(row, 11), x_0, t, TANH)
+    vlb = _mean(value, place, elements) * _LOG2_E
+    tl.store(mse_ptr + tl.program_id(0), mse)
+    tl.store(vlb_ptr + tl.program_id(0), vlb)
+    if loss_ptr is not None:
+        tl.store(loss_ptr + tl.program_id(0), mse + vlb_weight * vlb)
+
+
+@triton.jit(do_not_specialize=["num_rows", "count", "vlb_weight"])
+def hybrid_backward_kernel(
+    grad_ptr, out_ptr, x_0_ptr, x_t_ptr, noise_ptr, t_ptr, rows_ptr, num_rows, elements,
+    upstream_ptr, mse_upstream_ptr, vlb_upstream_ptr, count, vlb_weight,
+    LEARNED: tl.constexpr, TANH: tl.constexpr, UPSTREAM_STRIDE: tl.constexpr, MSE_STRIDE: tl.constexpr,
+    VLB_STRIDE: tl.constexpr, T_STRIDE: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    sample, place = tile(elements, CHANNELS, BLOCK)
+    mean, variance = halves(sample, place, elements, LEARNED, CHANNELS)
+    t, row = row_of(sample, t_ptr, rows_ptr, num_rows, T_STRIDE, _COLUMNS)
+    upstream = _upstream(upstream_ptr, sample, UPSTREAM_STRIDE)
+    x_0, out = read(x_0_ptr, place), read(out_ptr, mean)
+    z = _noise(noise_ptr, elements, place, CHANNELS, BLOCK)
+    x_t = _x_t(x_t_ptr, x_0_ptr, x_0, z, row, place)
+    to_mse = upstream + _upstream(mse_upstream_ptr, sample, MSE_STRIDE)
+    to_vlb = vlb_weight * upstream + _upstream(vlb_upstream_ptr, sample, VLB_STRIDE)
+    scale_v = tl.div_rn(to_vlb * _LOG2_E, count) * column(row, 10)
+    d = out - _target(x_0, x_t, z, row)
+    grad = tl.div_rn(2.0 * column(row, 15), count) * d * to_mse
+    difference, _, _ = _difference(out, x_0, x_t, row)
+    delta, precision = _delta(out_ptr, variance, row, LEARNED), column(row, 11)
+    write(grad_ptr, mean, grad)  # after the last read of a coefficient, which could not be scalar any more
+    if LEARNED:
+        _, _, by_delta = _term(difference, delta, precision, x_0, t, TANH)
+        write(grad_ptr, variance, scale_v * by_delta)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def terms_kernel(
+    terms_ptr, next_x_t_ptr, out_ptr, x_0_ptr, x_t_ptr, noise_ptr, next_noise_ptr, t_ptr, rows_ptr, num_rows, elements,
+    next_t_ptr, NEXT_T_STRIDE: tl.constexpr,
+    LEARNED: tl.constexpr, TANH: tl.constexpr, T_STRIDE: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The shares of vlb and of mean (x_0 - x_0_hat)^2, and x_t of the next step."""
+    sample, place = tile(elements, CHANNELS, BLOCK)
+    mean, variance = halves(sample, place, elements, LEARNED, CHANNELS)
+    t, row = row_of(sample, t_ptr, rows_ptr, num_rows, T_STRIDE, _COLUMNS)
+    x_0 = read(x_0_ptr, place)
+    if next_x_t_ptr is not None:
+        _, next_row = row_of(sample, next_t_ptr, rows_ptr, num_rows, NEXT_T_STRIDE, _COLUMNS)
+        z = tile_noise(next_noise_ptr, elements, place, CHANNELS, BLOCK)
+        write(next_x_t_ptr, place, _noised(x_0, z, next_row, x_0_ptr))
+    x_t = _x_t(x_t_ptr, x_0_ptr, x_0, _noise(noise_ptr, elements, place, CHANNELS, BLOCK), row, place)
+    difference, _, missed = _difference(read(out_ptr, mean), x_0, x_t, row)
+    mse = _mean(missed * missed, place, elements)
+    value, _, _ = _term(difference, _delta(out_ptr, variance, row, LEARNED), column(row, 11), x_0, t, TANH)
+    tl.store(terms_ptr + tl.program_id(0), _mean(value, place, elements) * _LOG2_E)
+    tl.store(terms_ptr + tl.num_programs(0) + tl.program_id(0), mse)
+
+
+def _elsewhere(x_0: Tensor, rows: Tensor) -> bool:
+    return rows.dtype != torch.float32 or x_0.numel() == 0
+
+
+def _cut(model_output: Tensor, x_0: Tensor, tanh_cdf: bool, *noises: Tensor | None, backward: bool = False):
+    """The tiles, which go along the output and its gradient, and the form of the kernels."""
+    learned = is_learned(model_output, x_0)
+    most = _PER_THREAD // 2 if tanh_cdf and backward else _PER_THREAD
+    tiles = tiles_of(x_0, *noises, learned=learned, walks=model_output, any_batch=not backward, most=most)
+    return tiles, {"LEARNED": learned, "TANH": tanh_cdf}
+
+
+def _count(tiles: Tiles, x_0: Tensor, reduction: int) -> float:
+    """What a sample's sum of gradients is divided by."""
+    return float(tiles.elements * (x_0.shape[0] if reduction == MEAN else 1))
+
+
+def vlb_loss(model_output, x_0, x_t, noise, t, rows, tanh_cdf, reduction) -> Tensor:
+    if _elsewhere(x_0, rows):
+        return reference.vlb_loss(model_output, x_0, x_t, noise, t, rows, tanh_cdf, reduction)
+    tiles, form = _cut(model_output, x_0, tanh_cdf, noise)
+    shares = rows.new_empty(tiles.programs)
+    tiles.launch(vlb_kernel, (shares,), (model_output, x_0, x_t, noise), t, rows, **form)
+    return finish(shares, x_0.shape[0], reduction)
+
+
+def vlb_loss_backward(grad_loss, model_output, x_0, x_t, noise, t, rows, tanh_cdf, reduction) -> Tensor:
+    if _elsewhere(x_0, rows):
+        return reference.vlb_loss_backward(grad_loss, model_output, x_0, x_t, noise, t, rows, tanh_cdf, reduction)
+    tiles, form = _cut(model_output, x_0, tanh_cdf, noise, backward=True)
+    grad = result(model_output, tiles.layout)
+    upstream, stride = per_sample(grad_loss)
+    others = (upstream, _count(tiles, x_0, reduction))
+    tiles.launch(
+        vlb_backward_kernel, (grad,), (model_output, x_0, x_t, noise), t, rows, *others, UPSTREAM_STRIDE=stride, **form
+    )
+    return like(grad, model_output, tiles.layout)
+
+
+def hybrid_loss(model_output, x_0, x_t, noise, t, rows, tanh_cdf, vlb_weight, reduction) -> tuple[Tensor, Tensor, Tensor]:
+    if _elsewhere(x_0, rows):
+        return reference.hybrid_loss(model_output, x_0, x_t, noise, t, rows, tanh_cdf, vlb_weight, reduction)
+    tiles, form = _cut(model_output, x_0, tanh_cdf, noise)
+    batch = x_0.shape[0]
+    mse, vlb = rows.new_empty(tiles.programs), rows.new_empty(tiles.programs)
+    loss = rows.new_empty(tiles.programs) if tiles.programs == losses_of(batch, reduction) else None
+    tiles.launch(hybrid_kernel, (loss, mse, vlb), (model_output, x_0, x_t, noise), t, rows, vlb_weight, **form)
+    if loss is None:
+        return finish_hybrid(mse, vlb, batch, reduction, vlb_weight)
+    return shaped(loss, reduction), shaped(mse, reduction), shaped(vlb, reduction)
+
+
+def hybrid_loss_backward(
+    grad_loss, grad_mse, grad_vlb, model_output, x_0, x_t, noise, t, rows, tanh_cdf, vlb_weight, reduction
+) -> Tensor:
+    if _elsewhere(x_0, rows):
+        return reference.hybrid_loss_backward(
+            grad_loss, grad_mse, grad_vlb, model_output, x_0, x_t, noise, t, rows, tanh_cdf, vlb_weight, reduction
+        )
+    tiles, form = _cut(model_output, x_0, tanh_cdf, noise, backward=True)
+    grad = result(model_output, tiles.layout)
+    upstream, strides = zip(*((None, 0) if g is None else per_sample(g) for g in (grad_loss, grad_mse, grad_vlb)), strict=True)
+    form |= dict(zip(("UPSTREAM_STRIDE", "MSE_STRIDE", "VLB_STRIDE"), strides, strict=True))
+    others = (*upstream, _count(tiles, x_0, reduction), vlb_weight)
+    tiles.launch(hybrid_backward_kernel, (grad,), (model_output, x_0, x_t, noise), t, rows, *others, **form)
+    return like(grad, model_output, tiles.layout)
+
+
+def vlb_terms(model_output, x_0, x_t, noise, t, rows, tanh_cdf, next_noise, next_t) -> tuple[Tensor, Tensor]:
+    if _elsewhere(x_0, rows):
+        return reference.vlb_terms(model_output, x_0, x_t, noise, t, rows, tanh_cdf, next_noise, next_t)
+    tiles, form = _cut(model_output, x_0, tanh_cdf, noise, next_noise)
+    shares = rows.new_empty(2 * tiles.programs)
+    next_x_t = None if next_noise is None else result(x_0, tiles.layout)
+    next_t, stride = (None, 0) if next_noise is None else per_sample(next_t)
+    data = (model_output, x_0, x_t, noise, next_noise)
+    tiles.launch(terms_kernel, (shares, next_x_t), data, t, rows, next_t, NEXT_T_STRIDE=stride, **form)
+    terms = finish(shares, 2 * x_0.shape[0], NONE).view(2, x_0.shape[0])
+    return terms, x_0.new_empty(0) if next_x_t is None else like(next_x_t, x_0, tiles.layout)

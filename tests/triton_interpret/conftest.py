@@ -1,0 +1,45 @@
+"""The lane's fixtures: the interpreter mended, and the kernels behind the ops."""
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+
+from fastddpm import _triton, reference
+
+
+@pytest.fixture
+def exact(monkeypatch):
+    """The interpreter rounds `tl.fma` twice and truncates float32 to bfloat16, where every GPU rounds once, to nearest.
+
+    This mends both, and then an elementwise kernel gives the reference's bits, which proves its operations and their order.
+    """
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    inner = InterpreterBuilder.cast_impl
+
+    def fma(self, x, y, z):
+        a, b, c = (torch.tensor(v.data) for v in (x, y, z))
+        return TensorHandle(reference.fma(a, b, c).numpy(), z.dtype.scalar)
+
+    def cast(self, source, kind):
+        if (source.dtype.scalar, kind.scalar) != (tl.float32, tl.bfloat16):
+            return inner(self, source, kind)
+        rounded = torch.tensor(source.data).bfloat16().view(torch.int16)
+        return TensorHandle(rounded.numpy().view(np.uint16), kind.scalar)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_fma", fma)
+    monkeypatch.setattr(InterpreterBuilder, "cast_impl", cast)
+
+
+@pytest.fixture
+def registered():
+    """The kernels under the CPU key, in the place of whatever serves it."""
+    library = torch.library.Library("fastddpm", "IMPL")
+    override = {"allow_override": True} if "allow_override" in inspect.signature(library.impl).parameters else {}
+    for name in _triton.OPS:
+        library.impl(name, _triton.kernel(name), "CPU", **override)
+    yield
+    library._destroy()
