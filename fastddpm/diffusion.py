@@ -118,8 +118,8 @@ class GaussianDiffusion:
     def _check_trains_variance(self) -> None:
         if self.loss == "mse" and self.learns_variance:
             raise ValueError(
-                f"loss: expected 'hybrid', 'kl' or 'rescaled_kl' to train variance_type {self.variance_type!r}, got 'mse' (it would "
-                "leave the variance as it is; 'hybrid' is the mean squared error with the bound beside it)"
+                f"loss: expected 'hybrid', 'kl' or 'rescaled_kl' to train variance_type {self.variance_type!r}, got 'mse' "
+                "(it would leave the variance as it is; 'hybrid' is the mean squared error with the bound beside it)"
             )
 
     def _loss_at(
