@@ -50,7 +50,7 @@ setup(
             "fastddpm._C",
             SOURCES,
             define_macros=DEFINES,
-            extra_compile_args=["-O3", "-Wno-maybe-uninitialized", *NO_CONTRACTION],
+            extra_compile_args=["-O3", "-Wno-maybe-uninitialized", "-Wno-uninitialized", *NO_CONTRACTION],
             py_limited_api=True,
         )
     ],

@@ -1,6 +1,6 @@
-// Tensors of a call to plans, views, keys and rows (plan.h), and the tensors that it returns.
+// Tensors of a call to plans, views, keys and rows (plan.h), the tensors that it returns, and its chunks to threads.
 //
-// At its end: how a kernel's chunks go to threads. What the public functions have checked is checked again only as far as memory is at stake; the range of t is checked here,
+// What the public functions have checked is checked again only as far as memory is at stake; the range of t is checked here,
 // before any thread starts.
 #pragma once
 #include <torch/csrc/stable/library.h>

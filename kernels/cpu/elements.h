@@ -162,7 +162,6 @@ template <class T> inline void stream(const T* from, T* to, int64_t n) {
   if (reinterpret_cast<uintptr_t>(to) % 32 == 0)
     for (; i + kVector <= n; i += kVector)
       _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i)));
-  _mm_sfence();  // before other threads are told that the tensor is made
 #endif
   for (; i < n; ++i) to[i] = from[i];
 }
@@ -171,6 +170,13 @@ template <class T> inline void stream(const T* from, T* to, int64_t n) {
 inline void write_threes(const float* first, const float* second, float* to, int64_t n) {
   for (int64_t i = join_threes(first, second, to, n); i < n; ++i)
     for (int64_t c = 0; c < 3; ++c) to[6 * i + c] = first[3 * i + c], to[6 * i + 3 + c] = second[3 * i + c];
+}
+
+// To be called before other threads are told that a streamed tensor is made.
+inline void fence() {
+#if defined(FASTDDPM_AVX2) || defined(FASTDDPM_AVX512)
+  _mm_sfence();
+#endif
 }
 
 // ---- positions, `pitch` apart in memory, of `channels` elements that lie together on the other side ----

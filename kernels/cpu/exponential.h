@@ -3,7 +3,7 @@
 //   x = n ln 2 + r, |r| <= ln(2) / 2;  q = r^2 P(r);  e^x = 2^n (1 + r + q)
 //
 // P is (e^r - 1 - r) / r^2, fitted minimax in relative error (degree 5, coefficients as bits). Where n is 0 nothing cancels
-// near 0: expm1(x) is r + q and expm1(x) - x is q itself. Beyond the exponents of float32, e^x stays at its end.
+// near 0: expm1(x) is r + q and expm1(x) - x is q itself. Above float32's exponents e^x is infinite, below them 0.
 #pragma once
 #include "simd.h"
 
@@ -21,6 +21,7 @@ inline float float_of(uint32_t bits) {
 
 inline Exponential<float> exponential(float x) {
   constexpr float kLow = -87.3f, kHigh = 88.3f;  // n = -126 .. 127
+  const float above = x > kHigh ? HUGE_VALF : 0, within = x < kLow ? 0.0f : 1.0f;
   constexpr float kRound = 12582912.0f;          // 1.5 x 2^23: adding it rounds to an integer, left in the low bits
   const float low = x < kLow ? kLow : x, inside = low > kHigh ? kHigh : low;  // a NaN passes both
   const float shifted = __builtin_fmaf(inside, float_of(0x3FB8AA3Bu), kRound), n = shifted - kRound;
@@ -33,8 +34,8 @@ inline Exponential<float> exponential(float x) {
   p = __builtin_fmaf(p, r, float_of(0x3D2AAA75u));
   p = __builtin_fmaf(p, r, float_of(0x3E2AAAABu));
   p = __builtin_fmaf(p, r, 0.5f);
-  const float q = r * r * p, m = r + q, value = __builtin_fmaf(scale, m, scale);
-  return {value, n == 0 ? m : value - 1, n == 0 ? q : value - 1 - inside};
+  const float q = r * r * p, m = r + q, value = __builtin_fmaf(scale, m, scale) * within + above;
+  return {value, n == 0 ? m : value - 1, n == 0 ? q : value - 1 - x};
 }
 
 inline Exponential<double> exponential(double x) {

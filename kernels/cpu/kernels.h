@@ -11,11 +11,13 @@ namespace FASTDDPM_ISA {
 template <auto kNarrow, auto kWide> struct ByRows {
   template <class Args> static void run(const Args& args, int64_t begin, int64_t end) {
     args.rows.wide ? kWide(args, begin, end) : kNarrow(args, begin, end);
+    fence();
   }
 };
 
 inline void scale_any(const ScaleArgs& args, int64_t begin, int64_t end) {
   args.wide ? scale<double>(args, begin, end) : scale<float>(args, begin, end);
+  fence();
 }
 
 // The normals of given words, a step's worth of rows of four at a time: how a test walks through all 2^32 words.

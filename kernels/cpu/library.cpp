@@ -16,7 +16,6 @@ namespace {
 
 constexpr int64_t kStepBits = 28, kStepMask = (int64_t(1) << kStepBits) - 1;
 
-
 // ---- keys ----
 
 void fill_key_(const Tensor& key, int64_t seed, int64_t subsequence) {

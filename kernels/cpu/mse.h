@@ -43,20 +43,41 @@ inline void difference(const T* out, const T* z, const T* x_0, const T* x_t, con
   for (int64_t i = 0; i < n; ++i) d[i] = out[i] - d[i];
 }
 
+// epsilon's target: the difference, and the gradient where wanted, while the noise is in registers' reach.
+inline void epsilon_in_steps(const MseArgs& args, const Chunk& chunk, float p, float scale, float upstream, float* d) {
+  Buffer<float> none;
+  const float* out = chunk.fetch(args.model_output, none);
+  float* grad = args.grad.data ? chunk.place<float>(args.grad) : nullptr;
+  chunk.each_step(args.noise, out, [&](int64_t at, int64_t n, float* z) {
+    for (int64_t i = 0; i < n; ++i) d[at + i] = out[at + i] - p * z[i];
+    if (!grad) return;
+    float* to = args.grad.large ? z : grad + at;
+    for (int64_t i = 0; i < n; ++i) to[i] = scale * d[at + i] * upstream;
+    if (args.grad.large) stream(z, grad + at, n);
+  });
+}
+
 template <class T> void mse(const MseArgs& args, int64_t begin, int64_t end) {
   Buffer<T> out_buffer, z_buffer, x_0_buffer, x_t_buffer, d_buffer, grad_buffer;
   T* d = d_buffer.values;
   for (int64_t number = begin; number < end; ++number) {
     const Chunk chunk(args.plan, number);
     const T* row = chunk.row<T>(args.rows, 4);
+    const T scale = T(2) * row[3] / T(args.count);
+    const T upstream =
+        args.upstream ? static_cast<const T*>(args.upstream)[chunk.sample * args.upstream_stride] : T(1);
+    if constexpr (sizeof(T) == 4) {
+      if (chunk.in_steps(args.noise, args.model_output, args.grad) && !args.x_0.data && !args.x_t.data) {
+        epsilon_in_steps(args, chunk, row[0], scale, upstream, d);
+        if (args.sums) args.sums[number] = sum_of_squares(d, chunk.count);
+        continue;
+      }
+    }
     difference(chunk.fetch(args.model_output, out_buffer), chunk.noise(args.noise, z_buffer),
                chunk.fetch(args.x_0, x_0_buffer), chunk.fetch(args.x_t, x_t_buffer), row, chunk.count, d);
     if (args.sums) args.sums[number] = sum_of_squares(d, chunk.count);
     T* grad = chunk.target(args.grad, grad_buffer);
     if (!grad) continue;
-    const T scale = T(2) * row[3] / T(args.count);
-    const T upstream =
-        args.upstream ? static_cast<const T*>(args.upstream)[chunk.sample * args.upstream_stride] : T(1);
     for (int64_t i = 0; i < chunk.count; ++i) grad[i] = scale * d[i] * upstream;
     chunk.commit(args.grad, grad, grad_buffer);
   }

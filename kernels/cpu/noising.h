@@ -8,12 +8,29 @@
 
 namespace FASTDDPM_ISA {
 
+inline void noise_in_steps(const NoisingArgs& args, const Chunk& chunk, float a, float s) {
+  Buffer<float> none;
+  const float* x = chunk.fetch(args.x, none);
+  float* out = chunk.place<float>(args.out);
+  chunk.each_step(args.noise, x, [&](int64_t at, int64_t n, float* z) {
+    float* to = args.out.large ? z : out + at;
+    for (int64_t i = 0; i < n; ++i) to[i] = fused(a, x[at + i], s * z[i]);
+    if (args.out.large) stream(z, out + at, n);
+  });
+}
+
 template <class T> void noising(const NoisingArgs& args, int64_t begin, int64_t end) {
   Buffer<T> x_buffer, z_buffer, out_buffer;
   for (int64_t number = begin; number < end; ++number) {
     const Chunk chunk(args.plan, number);
     const T* row = chunk.row<T>(args.rows, 2);
     const T a = row[0], s = row[1];
+    if constexpr (sizeof(T) == 4) {
+      if (chunk.in_steps(args.noise, args.x, args.out)) {
+        noise_in_steps(args, chunk, a, s);
+        continue;
+      }
+    }
     const T* x = chunk.fetch(args.x, x_buffer);
     const T* z = chunk.noise(args.noise, z_buffer);
     T* out = chunk.target(args.out, out_buffer);
@@ -47,6 +64,7 @@ inline void randn(const RandnArgs& args, int64_t begin, int64_t end) {
     chunk.normals(args.noise, buffer.values);
     chunk.commit(args.out, buffer.values, buffer);
   }
+  fence();
 }
 
 }  // namespace FASTDDPM_ISA

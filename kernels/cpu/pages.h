@@ -14,6 +14,7 @@
 #include <cstdint>
 
 #if defined(__linux__)
+#include <pthread.h>
 #include <sys/mman.h>
 
 #include <mutex>
@@ -39,34 +40,57 @@ class Pages {
   // At least `bytes`, a multiple of kPage that is stored in `bytes`. Null when the system has none.
   void* take(size_t& bytes) {
     bytes = (bytes + kPage - 1) / kPage * kPage;
-    const std::lock_guard<std::mutex> lock(mutex_);
-    for (int i = count_ - 1; i >= 0; --i)
-      if (kept_[i].bytes == bytes) return remove(i);
+    if (void* data = find(bytes)) return data;
+    if (void* data = map(bytes)) return data;
+    release_all();
     return map(bytes);
   }
 
   void give(void* data, size_t bytes) {
-    const bool reclaimable = madvise(data, bytes, MADV_FREE) == 0;
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (reclaimable && count_ == kKept) {
-      const size_t oldest = kept_[0].bytes;
-      munmap(remove(0), oldest);
-    }
-    if (reclaimable) kept_[count_++] = {data, bytes};
-    else munmap(data, bytes);
+    Block leaving = {data, bytes};
+    if (madvise(data, bytes, MADV_FREE) == 0) leaving = keep(leaving);
+    if (leaving.data) munmap(leaving.data, leaving.bytes);
   }
+
+  std::mutex mutex;  // held over the list alone, never over a system call
 
  private:
   struct Block {
-    void* data;
-    size_t bytes;
+    void* data = nullptr;
+    size_t bytes = 0;
   };
 
-  void* remove(int at) {
-    void* data = kept_[at].data;
+  void* find(size_t bytes) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    for (int i = count_ - 1; i >= 0; --i)
+      if (kept_[i].bytes == bytes) return remove(i).data;
+    return nullptr;
+  }
+
+  // Puts a block on the list; returns the oldest where the list was full.
+  Block keep(Block block) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    const Block oldest = count_ == kKept ? remove(0) : Block{};
+    kept_[count_++] = block;
+    return oldest;
+  }
+
+  void release_all() {
+    for (int i = 0; i < kKept; ++i) {
+      Block block;
+      {
+        const std::lock_guard<std::mutex> lock(mutex);
+        if (count_) block = remove(0);
+      }
+      if (block.data) munmap(block.data, block.bytes);
+    }
+  }
+
+  Block remove(int at) {
+    const Block block = kept_[at];
     --count_;
     for (int i = at; i < count_; ++i) kept_[i] = kept_[i + 1];
-    return data;
+    return block;
   }
 
   // Mapped with a page to spare, of which the two ends that do not align are given back.
@@ -81,14 +105,17 @@ class Pages {
     return begin + before;
   }
 
-  std::mutex mutex_;
   Block kept_[kKept];  // the newest last
   int count_ = 0;
 };
 
-// Never destroyed: tensors may outlive the module.
+// Never destroyed: tensors may outlive the module. A process forks with the list at rest, so that its child finds it unlocked.
 inline Pages& pages() {
-  static Pages* const all = new Pages;
+  static Pages* const all = [] {
+    auto* made = new Pages;
+    pthread_atfork([] { pages().mutex.lock(); }, [] { pages().mutex.unlock(); }, [] { pages().mutex.unlock(); });
+    return made;
+  }();
   return *all;
 }
 
