@@ -1,1 +1,4 @@
-"""Benchmarks, one file a stage: `pytest benchmarks --benchmark-only`, or `python -m benchmarks` for one table with ratios."""
+"""What fastddpm takes, and what the alternatives take: `python -m benchmarks`; `pytest benchmarks --benchmark-only`: the ops.
+
+Three levels: kernel (an op on much data), call (an op on almost none), loop (training and sampling with a network).
+"""

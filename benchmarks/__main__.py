@@ -1,57 +1,93 @@
-"""`python -m benchmarks`: runs every stage with pytest-benchmark and prints one table, medians and ratios of one run.
+"""`python -m benchmarks`: measures, prints one table, writes benchmarks/results/<device>.json and its plots."""
 
-Arguments are pytest's, e.g. `-k noising`.
-"""
-
+import argparse
+import importlib.util
 import json
-import platform
+import os
+import re
 import sys
-import tempfile
 from pathlib import Path
 
-import pytest
-import torch
-
-from fastddpm import _extension, info
-
-OPTIONS = ["--benchmark-only", "--benchmark-disable-gc", "--benchmark-warmup=on", "--benchmark-warmup-iterations=3"]
+NEEDED = {"pytest": "pytest", "pytest_benchmark": "pytest-benchmark", "matplotlib": "matplotlib", "tqdm": "tqdm"}
 
 
-def require_build() -> None:
-    if _extension.module is None:
-        sys.exit(f"benchmarks: the C++ kernels are not built, and the reference is not worth timing: {_extension.reason}")
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer sizes and rounds, no torch.compile: under two minutes")
+    parser.add_argument("--only", metavar="PATTERN", type=_pattern, help="cases whose name holds this regular expression")
+    parser.add_argument("--compare", metavar="OLD.json", type=_results, help="mark what got slower since that run")
+    parser.add_argument(
+        "--reference", action="store_true", help="go on where the kernels are not built, on the eager reference"
+    )
+    return parser.parse_args(arguments)
 
 
-def measure(arguments: list[str]) -> list[dict]:
-    """Runs the stages and returns each case's provider, median and quartiles in seconds."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "benchmarks.json"
-        here = str(Path(__file__).parent)
-        code = pytest.main([here, *OPTIONS, f"--benchmark-json={path}", "--benchmark-quiet", "-q", *arguments])
-        if code != 0:
-            sys.exit(int(code))
-        cases = json.loads(path.read_text())["benchmarks"]
-    return [{**case["extra_info"], **{name: case["stats"][name] for name in ("median", "q1", "q3")}} for case in cases]
+def _pattern(text: str) -> re.Pattern:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"not a regular expression: {error}") from None
 
 
-def table(cases: list[dict]) -> str:
-    """One row a case; the ratio is that case's median over fastddpm's of the same stage and shape."""
-    fused = {(c["stage"], c["shape"]): c["median"] for c in cases if c["provider"] == "fastddpm"}
-    rows = [f"{'stage':28}{'shape':16}{'provider':32}{'median':>12}{'quartiles':>24}{'/ fastddpm':>12}"]
-    for c in sorted(cases, key=lambda c: (c["stage"], c["shape"], c["provider"] != "fastddpm", c["provider"])):
-        spread = f"{c['q1'] * 1e6:.1f} .. {c['q3'] * 1e6:.1f}"
-        ours = fused.get((c["stage"], c["shape"]))
-        ratio = f"{c['median'] / ours:.2f}x" if ours else ""
-        rows.append(f"{c['stage']:28}{c['shape']:16}{c['provider']:32}{c['median'] * 1e6:>9.1f} us{spread:>24}{ratio:>12}")
-    return "\n".join(rows)
+def _results(path: str) -> dict:
+    try:
+        results = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if "schema" not in results:
+        raise argparse.ArgumentTypeError(f"{path} is not a file of this suite's")
+    return results
 
 
-def main() -> None:
-    require_build()
-    cases = measure(sys.argv[1:])
-    print("\n" + "\n".join(info.lines()[:3]))
-    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, float32\n\n{table(cases)}")
+def require(reference: bool) -> None:
+    """Stops, naming the mend, where something needed is missing."""
+    missing = [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        sys.exit(f'benchmarks: {", ".join(missing)} not installed: pip install --no-build-isolation -e ".[bench]"')
+    if reference:
+        os.environ.setdefault("FASTDDPM_SKIP_CPP", "1")  # so that a source tree without a build can be imported
+    try:
+        from . import machine
+    except ImportError as error:
+        sys.exit(f"benchmarks: {error} (Or measure that reference: --reference.)")
+    if not (machine.has_kernels() or reference):
+        sys.exit(f"benchmarks: {machine.mend()}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    require(options.reference)
+    from . import compare, machine, plots, suite, table  # they import fastddpm
+
+    results = suite.run(options.quick, options.only, options.reference)
+    if not results["cases"] and not results["failed"]:
+        sys.exit(f"benchmarks: no case's name holds {options.only.pattern!r}")
+    old = options.compare
+    print(f"\n{plots.conditions(results)}\n")
+    print(table.text(results, compare.slower(old, results) if old else {}))
+    for part in results["left_out"]:
+        print(f"left out: {part['what']}: {part['why']}")
+    for part in results["failed"]:
+        print(f"FAILED, no figure: {part['what']}: {part['why']}")
+    if old:
+        print("\n".join(compare.lines(old, results)))
+    path = _folder() / f"{machine.slug()}{_suffix(options)}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    drawn = plots.save(results, path)
+    print(f"written in {results['run']['seconds']} s: {path}, {len(drawn)} plots beside it")
+    return 1 if results["failed"] else 0
+
+
+def _folder() -> Path:
+    return Path(__file__).parent / "results"
+
+
+def _suffix(options: argparse.Namespace) -> str:
+    """A part of the suite does not take the whole's place."""
+    parts = {"-quick": options.quick, "-only": options.only is not None, "-reference": options.reference}
+    return "".join(name for name, there in parts.items() if there)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

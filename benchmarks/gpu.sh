@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Proof and figures on a machine with a GPU, in one command: build, the whole test suite, memcheck where it is installed, then
-# the benchmark, which writes benchmarks/results/<device>.json.
+# the kernels' GPU time and the host's apart (benchmarks/results/<device>-graphs.json), and the benchmark suite, kernel, call and
+# loop levels (benchmarks/results/<device>.json and its plots).
 #
 # NOT YET RUN ON A GPU: written on a machine without one, where only `gpu_bench --dry-run` could be tried.
 #
@@ -23,3 +24,4 @@ else
 fi
 
 "$PYTHON" -m benchmarks.gpu_bench
+"$PYTHON" -m benchmarks

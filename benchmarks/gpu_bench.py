@@ -1,18 +1,21 @@
 """`python -m benchmarks.gpu_bench`: noising, mse, both together, the reverse step, the variational bound and the hybrid loss on
 a GPU, against eager, torch.compile and the device's own copy, from 2^16 to 2^28 elements. Writes
-benchmarks/results/<device>.json. Not yet run on a GPU.
+benchmarks/results/<device>-graphs.json. Not yet run on a GPU.
 
-GPU time: calls captured in a CUDA graph, replayed between two events; the median of ten. Host time apart: calls at a size that
-costs the GPU nothing, without waiting for it. `--dry-run` walks through all of it on the CPU at the smallest size, where the
-times mean nothing, and writes nothing.
+GPU time: calls captured in a CUDA graph, replayed between two events; the median of ten. The calls take turns with so many
+sets of inputs that these overflow the last cache twice, and each call finds its own in memory alone. Host time apart: calls at
+a size that costs the GPU nothing, without waiting for it. `--dry-run` walks through all of it on the CPU at the smallest size,
+where the times mean nothing, and writes nothing.
 """
 
 import argparse
+import itertools
 import json
 import math
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,6 +23,8 @@ import torch.nn.functional as F
 import triton
 
 import fastddpm as fd
+
+from . import machine
 
 SAMPLE = (4, 64, 64)
 SIZES = [1 << n for n in range(16, 29, 2)]
@@ -37,17 +42,20 @@ ACCESSES = {
 two, and once more with a gradient of two; hybrid: without x_t, made again of the key)."""
 
 
-class Case:
-    """A stage's inputs at one size."""
+SCHEDULE = fd.NoiseSchedule.linear(1000)
+ROWS = fd.samplers.ddpm(SCHEDULE)
 
-    def __init__(self, elements: int, dtype: torch.dtype, device: str):
+
+class Case:
+    """A stage's inputs at one size; `number` gives them noise and timesteps of their own."""
+
+    def __init__(self, elements: int, dtype: torch.dtype, device: str, number: int = 0):
         batch = max(1, elements // 2**14)
-        self.schedule = fd.NoiseSchedule.linear(1000)
+        self.schedule, self.rows = SCHEDULE, ROWS  # shared, and so are their tables on the device
         self.x = torch.rand(batch, *SAMPLE, device=device, dtype=dtype) * 2 - 1
         self.output = torch.randn_like(self.x).requires_grad_()
-        self.key = fd.noise_key(0, batch_size=batch, device=device)
+        self.key = fd.noise_key(number, batch_size=batch, device=device)
         self.t = fd.timesteps(self.key, 1000)
-        self.rows = fd.samplers.ddpm(self.schedule)
         abar = self.schedule.alphas_cumprod.float().to(device)
         self.a, self.s = abar.sqrt(), (1 - abar).sqrt()
         self.table = self.rows.table.float().to(device)
@@ -145,8 +153,11 @@ def _hybrid(wide, x_0, a, s, rows, t):
     return F.mse_loss(out, z.float()) + _bound(out.detach(), v, x_0.float(), x_t.float(), rows, t)
 
 
-def plain(case: Case, wrap: Callable = lambda f: f) -> dict[str, Callable]:
-    add_noise, mse, both, reverse, kl, hybrid = map(wrap, (_add_noise, _mse, _both, _reverse, _kl, _hybrid))
+PLAIN = (_add_noise, _mse, _both, _reverse, _kl, _hybrid)
+
+
+def plain(case: Case, functions: tuple[Callable, ...] = PLAIN) -> dict[str, Callable]:
+    add_noise, mse, both, reverse, kl, hybrid = functions
 
     def pair():
         x_t, loss = both(case.x, case.output, case.a, case.s, case.t)
@@ -182,9 +193,27 @@ def check(case: Case) -> None:
 # ---- the two clocks ----
 
 
-def gpu_seconds(call: Callable, device: str) -> float:
+def rotations(moved: int, device: str) -> int:
+    """How many tensors of so many bytes overflow the last cache twice."""
     if device == "cpu":  # a dry run
-        return host_seconds(call, 1)
+        return 2
+    cache = torch.cuda.get_device_properties(0).L2_cache_size
+    return -(-2 * (max(cache, INFINITY_CACHE) if torch.version.hip else cache) // moved)
+
+
+INFINITY_CACHE = 2**28
+"""AMD's cache behind the L2, at most, which no property tells."""
+
+
+def gpu_seconds(rotated: list[Callable], device: str) -> float:
+    """Seconds of the GPU a call; `rotated`: the same call, each with inputs of its own."""
+    turns = itertools.cycle(rotated)
+
+    def call():
+        return next(turns)()
+
+    if device == "cpu":
+        return statistics.mean(host_seconds(one, 1) for one in rotated)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -198,6 +227,7 @@ def gpu_seconds(call: Callable, device: str) -> float:
     end.record()
     end.synchronize()
     calls = max(1, min(200, int(20 / max(begin.elapsed_time(end), 1e-3))))  # a replay of about 20 ms
+    calls = -(-calls // len(rotated)) * len(rotated)  # in whole rounds
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for _ in range(calls):
@@ -232,18 +262,19 @@ def host_seconds(call: Callable, calls: int = 200) -> float:
 
 
 def measure(elements: int, name: str, device: str, compile_too: bool) -> list[dict]:
-    case = Case(elements, DTYPES[name], device)
-    check(case)
-    providers = {"fastddpm": fused(case), "eager": plain(case)}
+    moved = elements * DTYPES[name].itemsize
+    cases = [Case(elements, DTYPES[name], device, number) for number in range(rotations(moved, device))]
+    check(cases[0])
+    providers = {"fastddpm": [fused(case) for case in cases], "eager": [plain(case) for case in cases]}
     if compile_too:
         torch.compiler.reset()
-        providers["torch.compile"] = plain(case, torch.compile)
-    moved = elements * case.x.element_size()
-    copy = 2 * moved / gpu_seconds(lambda: case.target.copy_(case.x), device)
+        functions = tuple(map(torch.compile, PLAIN))
+        providers["torch.compile"] = [plain(case, functions) for case in cases]
+    copy = 2 * moved / gpu_seconds([partial(case.target.copy_, case.x) for case in cases], device)
     rows = [{"stage": "copy", "provider": "device", "elements": elements, "dtype": name, "bytes_per_second": copy}]
     for stage, accesses in ACCESSES.items():
         for provider, stages in providers.items():
-            seconds = gpu_seconds(stages[stage], device)
+            seconds = gpu_seconds([each[stage] for each in stages], device)
             row = {"stage": stage, "provider": provider, "elements": elements, "dtype": name, "gpu_seconds": seconds}
             row["of_copy_bandwidth"] = accesses * moved / seconds / copy
             rows.append(row)
@@ -256,7 +287,7 @@ def measure_host(device: str, compile_too: bool) -> list[dict]:
     case = Case(1 << 14, torch.float32, device)
     providers = {"fastddpm": fused(case), "eager": plain(case)}
     if compile_too:
-        providers["torch.compile"] = plain(case, torch.compile)
+        providers["torch.compile"] = plain(case, tuple(map(torch.compile, PLAIN)))
     rows = []
     for stage in ACCESSES:
         for provider, stages in providers.items():
@@ -280,6 +311,7 @@ def main() -> None:
     report = {
         "device": properties.name,
         "memory_bytes": properties.total_memory,
+        "cache_bytes": properties.L2_cache_size,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "hip": torch.version.hip,
@@ -288,7 +320,7 @@ def main() -> None:
         "gpu": rows,
         "host": host,
     }
-    path = Path(__file__).parent / "results" / f"{properties.name.replace(' ', '-')}.json"
+    path = Path(__file__).parent / "results" / f"{machine.slug()}-graphs.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(report, indent=1) + "\n")
     print(f"written: {path}")

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from . import ops, reference
@@ -89,7 +90,7 @@ class VlbLoss(torch.autograd.Function):
 
 
 class VlbLossWithGrad(torch.autograd.Function):
-    """As `MseLossWithGrad`."""
+    """As `MseLossWithGrad`; a second backward is the same to rounding."""
 
     @staticmethod
     def forward(ctx, model_output, others):
@@ -129,7 +130,7 @@ class HybridLoss(torch.autograd.Function):
 
 
 class HybridLossWithGrad(torch.autograd.Function):
-    """As `MseLossWithGrad`: the gradient made in the forward is that of `loss`, which is what training asks for."""
+    """As `VlbLossWithGrad`: the gradient made in the forward is that of `loss`, which is what training asks for."""
 
     @staticmethod
     def forward(ctx, model_output, others):
@@ -195,7 +196,7 @@ def hybrid_loss(model_output: Tensor, x_0, x_t, noise, t, rows, tanh_cdf, vlb_we
 
 
 def _loss(without_grad, in_forward, in_backward, model_output: Tensor, others: tuple, rows: Tensor):
-    if not (model_output.requires_grad and torch.is_grad_enabled()):
+    if not _wanted(model_output):
         return without_grad(model_output, *others)
     if model_output.dtype is rows.dtype and model_output.is_cpu and not torch.compiler.is_compiling():
         return in_forward.apply(model_output, others)
@@ -203,10 +204,15 @@ def _loss(without_grad, in_forward, in_backward, model_output: Tensor, others: t
 
 
 def noising(x: Tensor, noise: Tensor, t: Tensor, rows: Tensor) -> Tensor:
-    wanted = torch.is_grad_enabled() and x.requires_grad
-    return Noising.apply(x, noise, t, rows) if wanted else ops.noising(x, noise, t, rows)
+    return Noising.apply(x, noise, t, rows) if _wanted(x) else ops.noising(x, noise, t, rows)
 
 
 def reverse_step(model_output: Tensor, x_t: Tensor, *others) -> tuple[Tensor, Tensor]:
-    wanted = torch.is_grad_enabled() and (model_output.requires_grad or x_t.requires_grad)
+    wanted = _wanted(model_output) or _wanted(x_t)
     return ReverseStep.apply(model_output, x_t, *others) if wanted else ops.reverse_step(model_output, x_t, *others)
+
+
+def _wanted(x: Tensor) -> bool:
+    """Whether a derivative by x is. In forward mode too: the Functions then say that they have none, where the bare op's result
+    would pass for a constant."""
+    return (x.requires_grad and torch.is_grad_enabled()) or forward_ad._current_level >= 0

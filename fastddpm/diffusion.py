@@ -107,6 +107,8 @@ class GaussianDiffusion:
         self._check_trains_variance()
         if t_sampler is None:
             return self._loss_at(timesteps(key, len(self.schedule)), model, x_0, key, model_kwargs, reduction)
+        if not isinstance(t_sampler, LossSecondMoment):
+            raise TypeError(f"t_sampler: expected a LossSecondMoment or None, got {describe(t_sampler)}")
         if t_sampler.num_timesteps != len(self.schedule):
             raise ValueError(f"t_sampler: expected one of {len(self.schedule)} timesteps, got {t_sampler.num_timesteps}")
         t, weights = t_sampler.sample(key)
@@ -130,39 +132,14 @@ class GaussianDiffusion:
         return self._loss_of(output, x_0, x_t, t, key, reduction)
 
     def _loss_of(self, output: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor, key: Tensor, reduction: str) -> Tensor:
+        options: dict[str, Any] = {"prediction_type": self.prediction_type, "reduction": reduction}
         if self.loss == "mse":
-            return mse_loss(
-                output,
-                t,
-                self.schedule,
-                key,
-                x_0,
-                prediction_type=self.prediction_type,
-                weight=self.weight,
-                reduction=reduction,
-            )
+            return mse_loss(output, t, self.schedule, key, x_0, weight=self.weight, **options)
+        options |= {"variance_type": self.variance_type, "cdf": self.cdf, "first_variance": self.first_variance}
         inputs = (output, x_0, x_t, t, self.schedule)
         if self.loss == "hybrid":
-            parts = hybrid_loss(
-                *inputs,
-                key,
-                self.vlb_weight,
-                self.prediction_type,
-                self.variance_type,
-                cdf=self.cdf,
-                first_variance=self.first_variance,
-                weight=self.weight,
-                reduction=reduction,
-            )
-            return parts["loss"]
-        loss = vlb_loss(
-            *inputs,
-            self.prediction_type,
-            self.variance_type,
-            cdf=self.cdf,
-            first_variance=self.first_variance,
-            reduction=reduction,
-        )
+            return hybrid_loss(*inputs, key, self.vlb_weight, weight=self.weight, **options)["loss"]
+        loss = vlb_loss(*inputs, **options)
         return loss if self.loss == "kl" else len(self.schedule) * loss
 
     @torch.no_grad()

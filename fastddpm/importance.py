@@ -93,9 +93,9 @@ class LossSecondMoment:
             t: int64 or int32 `[B]`, as `sample` drew them. One that occurs several times counts each time, in order.
             losses: `[B]`, unweighted. One that is not finite counts as 0: a single bad step must not end the probabilities.
         """
-        if t.dim() != 1 or t.is_floating_point() or t.dtype == torch.bool:
+        if not isinstance(t, Tensor) or t.dim() != 1 or t.dtype not in (torch.int32, torch.int64):
             raise TypeError(f"t: expected int64 or int32 [B], got {describe(t)}")
-        if losses.shape != t.shape or not losses.is_floating_point():
+        if not isinstance(losses, Tensor) or losses.shape != t.shape or not losses.is_floating_point():
             raise ValueError(f"losses: expected floating [{len(t)}] (one for each t), got {describe(losses)}")
         t, losses = _of_all_ranks(t.long(), losses.float().nan_to_num(0, 0, 0))
         t, order = t.sort(stable=True)
@@ -118,9 +118,10 @@ class LossSecondMoment:
         Raises:
             ValueError: a state of another number of timesteps or length of history.
         """
-        expected, got = list(self._losses.shape), list(state["losses"].shape)
-        if got != expected:
-            raise ValueError(f"state: expected losses {expected} (num_timesteps, history), got {got}")
+        for name, mine in (("losses", self._losses), ("counts", self._counts)):
+            given = state.get(name)
+            if not isinstance(given, Tensor) or given.shape != mine.shape:
+                raise ValueError(f"state: expected {name} {list(mine.shape)}, got {describe(given)}")
         self._losses.copy_(state["losses"])
         self._counts.copy_(state["counts"])
         self._refresh()
@@ -135,7 +136,8 @@ class LossSecondMoment:
         scale = self._losses.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)  # so that no square overflows
         roots = (self._losses / scale).square().mean(1).sqrt()
         uniform = 1 / self.num_timesteps
-        total = roots.sum()
+        wide = torch.float32 if roots.device.type == "mps" else torch.float64  # a sum whose order hardly matters
+        total = roots.sum(dtype=wide)
         share = (roots / total).masked_fill(total == 0, uniform)
         p = (1 - self.uniform_prob) * share + self.uniform_prob * uniform
         # rounded up at half the words: no t gets none, and the sum stays below 2^30, so stretching it does not merge bounds

@@ -149,6 +149,8 @@ class NoiseSchedule:
         Returns:
             A schedule of S steps whose `timesteps` are those the network was trained on.
         """
+        if isinstance(steps, bool):
+            raise TypeError(f"steps: expected an int or a list of ints, got {steps}")
         index = self._spaced(steps, spacing) if isinstance(steps, int) else self._listed(steps)
         return self._from_levels("steps", self.alphas_cumprod[index], self.timesteps[index])
 

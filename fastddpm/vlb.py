@@ -5,7 +5,9 @@ section 3.1, is the source of the learned variances and of the hybrid loss; Ho e
 """
 
 import math
+from numbers import Real
 
+import torch
 from torch import Tensor
 
 from . import autograd, ops
@@ -57,7 +59,7 @@ def vlb_loss(
         TypeError, ValueError: an argument of a wrong dtype, shape, device or name, named.
         IndexError: t out of range, on the CPU.
     """
-    index = _checked(model_output, x_0, x_t, t, schedule, prediction_type, variance_type, cdf)
+    index = _checked(model_output, x_0, x_t, t, schedule, prediction_type, variance_type, clip_denoised, cdf)
     check_reduction(reduction)
     dtype = arithmetic(model_output)
     rows = schedule.vlb_rows(prediction_type, variance_type, clip_denoised, first_variance, None, x_0.device, dtype)
@@ -89,6 +91,7 @@ def hybrid_loss(
         vlb_weight: None for T / 1000. That is OpenAI's RESCALED_MSE, and L_simple + 0.001 L_vlb of Nichol & Dhariwal 2021,
             whose L_vlb is T times the mean term.
         weight: of the mean squared error over t, as in `mse_loss`.
+        variance_type: of a fixed variance the vlb has no gradient, and adds but its value.
         others: as in `vlb_loss`.
 
     Returns:
@@ -97,7 +100,7 @@ def hybrid_loss(
     Raises:
         As `vlb_loss`.
     """
-    index = _checked(model_output, x_0, x_t, t, schedule, prediction_type, variance_type, cdf)
+    index = _checked(model_output, x_0, x_t, t, schedule, prediction_type, variance_type, clip_denoised, cdf)
     check_reduction(reduction)
     given, noise = _hybrid_noise(x_0, x_t, noise, prediction_type)
     name = check_weight(weight, prediction_type, schedule, x_0)
@@ -127,7 +130,7 @@ def prior_kl(x_0: Tensor, schedule: NoiseSchedule) -> Tensor:
     return autograd.mse_loss(x_0, None, None, None, first, rows, ops.NONE) + constant
 
 
-def _checked(model_output, x_0, x_t, t, schedule, prediction_type, variance_type, cdf) -> Tensor:
+def _checked(model_output, x_0, x_t, t, schedule, prediction_type, variance_type, clip_denoised, cdf) -> Tensor:
     """The checks that the two losses share; t as a tensor."""
     check_data("x_0", x_0)
     check_schedule(schedule)
@@ -139,6 +142,8 @@ def _checked(model_output, x_0, x_t, t, schedule, prediction_type, variance_type
     schedule.check_prediction(prediction_type)
     if cdf not in CDFS:
         check_one_of("cdf", cdf, CDFS)
+    if not isinstance(clip_denoised, bool):
+        raise TypeError(f"clip_denoised: expected True or False, got {clip_denoised!r}")
     return row_index("t", t, x_0, schedule)
 
 
@@ -146,7 +151,9 @@ def _hybrid_noise(x_0, x_t, noise, prediction_type) -> tuple[Tensor | None, Tens
     """The op's x_t and noise: None and the key where x_t is to be made again."""
     if _is_key(x_t):
         if noise is not None and noise is not x_t:
-            raise ValueError(f"noise: expected the key given as x_t, or None, got {describe(noise)}")
+            raise ValueError(
+                f"noise: expected the very tensor given as x_t (a copy is not compared), or None, got {describe(noise)}"
+            )
         return None, x_t
     if prediction_type in ("sample", "previous"):
         return x_t, None
@@ -157,10 +164,13 @@ def _hybrid_noise(x_0, x_t, noise, prediction_type) -> tuple[Tensor | None, Tens
 
 
 def _is_key(x_t: Tensor) -> bool:
-    return not x_t.is_floating_point()
+    return x_t.dtype is torch.int64
 
 
 def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected a number or None, got {describe(value)}")
-    return float(value)
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name}: expected a finite number, got {number}")
+    return number

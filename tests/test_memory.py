@@ -3,7 +3,10 @@
 import io
 import os
 import pickle
+import signal
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -135,3 +138,42 @@ def test_outputs_of_several_threads_do_not_meet():
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(work, range(4)))
+
+
+@in_pages
+def test_a_process_forked_while_memory_is_given_back_makes_results_of_its_own():
+    """The list's lock is at rest in a child, whatever the parent's threads were doing."""
+    stop = threading.Event()
+
+    def churn(offset):
+        side = 0
+        while not stop.is_set():
+            noised((8, 3, 400 + 4 * ((side + offset) % 8), 400))
+            side += 1
+
+    threads = [threading.Thread(target=churn, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(5):
+            child = os.fork()
+            if child == 0:
+                torch.set_num_threads(1)
+                os._exit(0 if noised((2, 3, 800, 800)).isfinite().all() else 1)
+            assert exit_code(child, seconds=60) == 0
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def exit_code(child, seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return "hangs"

@@ -206,6 +206,21 @@ def test_log_variances_from_minus_30_to_30(prediction_type, cdf, dtype):
             assert grad.isfinite().all()
 
 
+@pytest.mark.parametrize("value", [-150.0, -90.0, -87.0, 87.0, 90.0, 150.0, math.inf])
+def test_beyond_the_exponents_float32_is_float64(value):
+    """An exponential that overflows, or a variance that did, must not pass for a good one."""
+
+    def loss(dtype):
+        out = torch.zeros(2, 2, 2, 2, dtype=dtype)
+        out[:, 1] = value
+        x_0 = torch.zeros(2, 1, 2, 2, dtype=dtype)
+        return vlb_loss(out, x_0, x_0 + 1e-3, torch.tensor([5, 999]), SCHEDULE, variance_type="learned", reduction="none")
+
+    expected = loss(torch.float64)
+    expected = torch.where(expected.abs() > torch.finfo(torch.float32).max, math.inf, expected)
+    torch.testing.assert_close(loss(torch.float32).double(), expected, rtol=1e-4, atol=0)
+
+
 def test_a_gradient_where_the_published_code_has_none():
     """Half the range away from the data, where its probability is clamped: 27.6 nats, whatever the mean and the variance."""
     x_0 = data(1, 1, 33)
@@ -369,6 +384,15 @@ def test_second_derivatives_in_float32_are_those_of_float64():
         torch.testing.assert_close(
             second(torch.float32, name) / exact.abs().max(), exact / exact.abs().max(), rtol=0, atol=1e-4
         )
+
+
+def test_forward_mode_is_refused():
+    """A tangent of zero would be wrong in silence."""
+    x_0 = data(4, *SMALL)
+    with torch.autograd.forward_ad.dual_level():
+        out = torch.autograd.forward_ad.make_dual(data(4, *SMALL), torch.ones(4, *SMALL))
+        with pytest.raises(NotImplementedError, match="forward"):
+            vlb_loss(out, x_0, x_0, T, SCHEDULE)
 
 
 def test_second_derivatives_elsewhere_are_refused():

@@ -1,0 +1,72 @@
+"""The ops by fastddpm. Each function takes a batch and returns the call to time; what a call returns, gates.py checks."""
+
+import torch
+
+import fastddpm as fd
+
+from .inputs import STEP, Batch
+
+BOUND = {"variance_type": "learned_range", "cdf": "tanh"}
+"""tanh, so that the result is that of the eager formula, which every peer has."""
+
+
+def noise(b: Batch):
+    out = torch.empty_like(b.x_0)
+
+    def call():
+        fd.ops.randn_(out, b.key)
+        return out
+
+    return call
+
+
+def noising(b: Batch):
+    return lambda: fd.q_sample(b.x_0, b.t, b.schedule, b.key)
+
+
+def gradient_of(loss_of, output):
+    """A call that makes a loss and its gradient by the network's output."""
+
+    def call():
+        output.grad = None
+        loss = loss_of(output)
+        loss.backward()
+        return loss.detach(), output.grad
+
+    return call
+
+
+def mse(b: Batch):
+    return gradient_of(lambda out: fd.mse_loss(out, b.t, b.schedule, b.key), b.output)
+
+
+def chain(b: Batch):
+    loss, x_t = mse(b), noising(b)
+    return lambda: (x_t(), *loss())
+
+
+def reverse(b: Batch):
+    rows, output = fd.samplers.ddpm(b.schedule), b.output.detach()
+    return lambda: fd.reverse_step(output, b.x_0, STEP, rows, b.key)
+
+
+def hybrid(b: Batch):
+    inputs = (b.x_0, b.x_t, b.t, b.schedule, b.key)
+    return gradient_of(lambda out: fd.hybrid_loss(out, *inputs, vlb_weight=1.0, **BOUND)["loss"], b.wide_output)
+
+
+def kl(b: Batch):
+    return gradient_of(lambda out: fd.vlb_loss(out, b.x_0, b.x_t, b.t, b.schedule, **BOUND), b.wide_output)
+
+
+def bits_per_dim(b: Batch):
+    """A step of `GaussianDiffusion.bits_per_dim`: the op that it calls."""
+    rows = b.schedule.vlb_rows("epsilon", "learned_range", True, "posterior", None, b.device, torch.float32)
+    i = b.schedule.indices_on(b.device)
+    output = b.wide_output.detach()
+
+    def call():
+        terms, x_t = fd.ops.vlb_terms(output, b.x_0, b.x_t, None, i[STEP], rows, True, b.next_key, i[STEP - 1])
+        return terms[0], terms[1], x_t
+
+    return call
