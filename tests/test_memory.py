@@ -54,6 +54,25 @@ def test_the_counter_counts():
     assert allocations(lambda: x + 1 + 1) == [4 * x.numel()] * 2
 
 
+@pytest.mark.parametrize("loss", ["vlb", "hybrid"])
+def test_the_bound_allocates_its_gradient(loss):
+    schedule, key = fd.NoiseSchedule.linear(100), fd.noise_key(0, batch_size=SHAPE[0])
+    x_0, t = torch.rand(SHAPE), torch.randint(0, 100, SHAPE[:1])
+    x_t = fd.q_sample(x_0, t, schedule, key)
+    output = torch.randn(SHAPE[0], 2 * SHAPE[1], *SHAPE[2:]).requires_grad_()
+
+    def step():
+        output.grad = None
+        if loss == "vlb":
+            fd.vlb_loss(output, x_0, x_t, t, schedule, variance_type="learned_range").backward()
+        else:
+            fd.hybrid_loss(output, x_0, x_t, t, schedule, key)["loss"].backward()
+
+    step()
+    output.grad = None
+    assert allocations(step) == [4 * output.numel()]
+
+
 def test_a_reverse_step_allocates_its_results():
     rows = fd.samplers.ddpm(fd.NoiseSchedule.linear(100))
     key, x, output = fd.noise_key(0, batch_size=SHAPE[0]), torch.randn(SHAPE), torch.randn(SHAPE)
