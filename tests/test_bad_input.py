@@ -226,7 +226,7 @@ CASES = {
         ValueError,
         "first_variance: expected one of 'posterior', 'beta', got 1",
     ),
-    "bound clip": (lambda: bound(clip_denoised=2), ValueError, "clip_denoised: expected one of False, True, got 2"),
+    "bound clip": (lambda: bound(clip_denoised=[2]), TypeError, r"clip_denoised: expected True or False, got \[2\]"),
     "bound reduction": (lambda: hybrid(reduction="max"), ValueError, "reduction: expected one of 'none', .*got 'max'"),
     "bound without signal": (
         lambda: bound(schedule=SCHEDULE.zero_terminal_snr()),
@@ -238,7 +238,7 @@ CASES = {
     "hybrid of two keys": (
         lambda: hybrid(x_t=KEY, noise=KEY.clone()),
         ValueError,
-        r"noise: expected the key given as x_t, or None, got int64 \[4, 2\]",
+        r"noise: expected the very tensor given as x_t \(.*\), or None, got int64 \[4, 2\]",
     ),
     "hybrid weight": (lambda: hybrid(weight="snr"), ValueError, "weight: expected one of .*'min_snr', got 'snr'"),
     "hybrid min_snr of previous": (
