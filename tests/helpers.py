@@ -7,7 +7,7 @@ import torch
 import fastddpm.autograd
 import fastddpm.functional
 import fastddpm.noise
-from fastddpm import _extension, reference
+from fastddpm import _extension, noise_key, randn, reference
 
 INSTRUCTION_SETS: tuple[str, ...] = tuple(getattr(_extension.module, "isas", ()))
 """What the C++ kernels can run on this CPU; empty where they are not built."""
@@ -127,3 +127,21 @@ def ulp(exact, dtype):
     """The spacing of a dtype's numbers at each value."""
     info = torch.finfo(dtype)
     return exact.abs().clamp(min=info.tiny).log2().floor().exp2() * info.eps
+
+
+KINDS = ("key", "tensor")
+
+
+def noise_of(kind, shape, dtype=torch.float32):
+    """The argument, and the numbers that it stands for."""
+    if kind == "key":
+        key = noise_key(1, 2, shape[0])
+        return key, randn(key, shape)
+    z = values(*shape, dtype=dtype, seed=9)
+    return z, z
+
+
+def loss_arguments(prediction_type, weight=None, num_timesteps=1000):
+    """Which of x_0, x_t and weight go together."""
+    weights = {"table": torch.linspace(0.5, 2.0, num_timesteps)}
+    return {"prediction_type": prediction_type, "weight": weights.get(weight, weight)}

@@ -1,8 +1,6 @@
 """NoiseSchedule: every formula against an independent statement of it (mpmath, numpy, diffusers), and every error."""
 
-import copy
 import math
-import pickle
 
 import mpmath
 import numpy as np
@@ -10,17 +8,9 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 from diffusers.schedulers.scheduling_ddpm import rescale_zero_terminal_snr
+from schedules import SCHEDULES, T, close
 
-from fastddpm import GaussianDiffusion, NoiseSchedule, mse_loss, noise_key, q_sample, reverse_step, samplers
-from fastddpm.schedule import FIRST_VARIANCES, PREDICTION_TYPES, VARIANCE_TYPES
-
-CPU = torch.device("cpu")
-T = 1000
-
-
-def close(got, expected, tolerance=1e-12):
-    """Relative: float64 with room for the order of a thousand products."""
-    np.testing.assert_allclose(np.asarray(got, np.float64), np.asarray(expected, np.float64), rtol=tolerance, atol=0)
+from fastddpm import GaussianDiffusion, NoiseSchedule, samplers
 
 
 def exact_tables(betas):
@@ -33,16 +23,6 @@ def exact_tables(betas):
         mean_x_0, mean_x_t = mpmath.sqrt(before) * beta / left, mpmath.sqrt(1 - beta) * (1 - before) / left
         tables.append((abar, (1 - before) / left * beta, mean_x_0, mean_x_t))
     return [np.array([float(x) for x in column]) for column in zip(*tables, strict=True)]
-
-
-SCHEDULES = {
-    "linear": lambda: NoiseSchedule.linear(T),
-    "scaled_linear": lambda: NoiseSchedule.scaled_linear(T),
-    "cosine": lambda: NoiseSchedule.cosine(T),
-    "sigmoid": lambda: NoiseSchedule.sigmoid(T),
-    "short": lambda: NoiseSchedule.linear(5, 0.1, 0.5),
-    "one": lambda: NoiseSchedule.linear(1, 0.3, 0.3),
-}
 
 
 # ---- betas ----
@@ -254,125 +234,6 @@ def test_min_snr_weights_at_zero_terminal_snr():
     for prediction_type in ("sample", "v_prediction"):
         weights = zero.min_snr_weights(prediction_type)
         assert bool(weights.isfinite().all()) and float(weights[-1]) == 0
-
-
-# ---- rows ----
-
-
-def test_rows_are_the_formulas():
-    schedule = NoiseSchedule.linear(T)
-    abar, betas = schedule.alphas_cumprod.numpy(), schedule.betas.numpy()
-    rows = schedule.q_sample_rows(CPU, torch.float64).numpy()
-    close(rows, np.stack((np.sqrt(abar), np.sqrt(1 - abar)), 1))
-    close(schedule.q_step_rows(CPU, torch.float64), np.stack((np.sqrt(1 - betas), np.sqrt(betas)), 1))
-    assert torch.equal(schedule.q_sample_rows(CPU, torch.float32), torch.from_numpy(rows).float())
-
-
-@pytest.mark.parametrize("name", ["linear", "cosine", "short", "one"])
-@pytest.mark.parametrize("variance_type", VARIANCE_TYPES)
-@pytest.mark.parametrize("first_variance", FIRST_VARIANCES)
-def test_log_variances_of_the_rows(name, variance_type, first_variance):
-    """The bound's and the sampler's, at three values of the network's v."""
-    schedule = SCHEDULES[name]()
-    betas, small = schedule.betas.numpy(), schedule.posterior_variance.numpy().copy()
-    small[0] = betas[0] if first_variance == "beta" or len(betas) == 1 else small[1]
-    large = np.concatenate((small[:1], betas[1:]))
-    rows = schedule.vlb_rows("sample", variance_type, False, first_variance, None, CPU, torch.float64).numpy()
-    table = samplers.ddpm(schedule, "sample", variance_type).table.numpy()
-    close(rows[:, 11], 1 / small)
-    for v in (-1.0, 0.0, 1.0):
-        f = (v + 1) / 2
-        expected = {
-            "fixed_small": np.log(small),
-            "fixed_large": np.log(large),
-            "learned": np.full_like(betas, v),
-            "learned_range": f * np.log(betas) + (1 - f) * np.log(small),
-        }[variance_type]
-        got = -np.log(rows[:, 11]) + rows[:, 9] + rows[:, 10] * v
-        np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
-        close(table[1:, 6] * np.exp(table[1:, 7] * v), np.exp(expected[1:] / 2))
-        assert table[0, 6] == 0
-
-
-@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-@pytest.mark.parametrize("clip", [False, True])
-def test_means_of_the_rows(prediction_type, clip):
-    """x_t, x_0_hat and the difference of the two means from one x_0, z and output, written out."""
-    schedule = NoiseSchedule.cosine(T)
-    x_0, z, out = np.float64(0.3), np.float64(-0.8), np.float64(0.45)
-    a, s, p_x, p_o, bound, c, e_0, e_x, e_o = (
-        schedule.vlb_rows(prediction_type, "fixed_small", clip, "posterior", None, CPU, torch.float64).numpy().T[:9]
-    )
-    abar = schedule.alphas_cumprod.numpy()
-    x_t = np.sqrt(abar) * x_0 + np.sqrt(1 - abar) * z
-    close(a * x_0 + s * z, x_t)
-    of_x_0, of_x_t = schedule.posterior_mean_x_0.numpy(), schedule.posterior_mean_x_t.numpy()
-    x_0_hat = {
-        "epsilon": (x_t - np.sqrt(1 - abar) * out) / np.sqrt(abar),
-        "v_prediction": np.sqrt(abar) * x_t - np.sqrt(1 - abar) * out,
-        "sample": np.full_like(abar, out),
-        "previous": (out - of_x_t * x_t) / of_x_0,
-    }[prediction_type]
-    x_0_hat = np.clip(x_0_hat, -1, 1) if clip else x_0_hat
-    got = np.clip(p_x * x_t + p_o * out, -bound, bound)
-    np.testing.assert_allclose(got, x_0_hat, rtol=1e-10, atol=1e-10)
-    mean = out if prediction_type == "previous" else of_x_0 * x_0_hat + of_x_t * x_t
-    difference = c * (x_0 - got) + e_0 * x_0 + e_x * x_t + e_o * out
-    np.testing.assert_allclose(difference, of_x_0 * x_0 + of_x_t * x_t - mean, rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES[:3])
-@pytest.mark.parametrize("weight", [None, "min_snr"])
-def test_the_bounds_rows_end_in_those_of_the_mse(prediction_type, weight):
-    schedule = NoiseSchedule.linear(T)
-    rows = schedule.vlb_rows(prediction_type, "learned", True, "posterior", weight, CPU, torch.float64)
-    assert torch.equal(rows[:, 12:], schedule.mse_rows(prediction_type, weight, CPU, torch.float64))
-
-
-@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-def test_rows_are_made_once(prediction_type):
-    schedule = NoiseSchedule.linear(T)
-    calls = (
-        lambda: schedule.q_sample_rows(CPU, torch.float32),
-        lambda: schedule.q_step_rows(CPU, torch.float32),
-        lambda: schedule.mse_rows(prediction_type, None, CPU, torch.float32),
-        lambda: schedule.vlb_rows(prediction_type, "learned_range", True, "beta", None, CPU, torch.float32),
-        lambda: schedule.prior_kl_rows(CPU, torch.float32),
-        lambda: schedule.timesteps_on(CPU),
-        lambda: schedule.indices_on(CPU),
-    )
-    assert all(call() is call() for call in calls)
-    assert schedule.q_sample_rows(CPU, torch.float32) is not schedule.q_sample_rows(CPU, torch.float64)
-    rows = samplers.ddpm(schedule, prediction_type)
-    assert rows.on(CPU, torch.float32) is rows.on(CPU, torch.float32) and rows.indices_on(CPU) is rows.indices_on(CPU)
-
-
-def test_rows_made_in_inference_mode_train():
-    """Whoever samples first trains with the same cached rows."""
-    with torch.inference_mode():
-        schedule, key = NoiseSchedule.linear(10), noise_key(0, 0, 2)
-        rows = samplers.ddpm(schedule)
-        x = torch.ones(2, 3)
-        q_sample(x, 3, schedule, key)
-        mse_loss(x, 3, schedule, key)
-        reverse_step(x, x, 3, rows, key)
-    x, key = torch.ones(2, 3, requires_grad=True), noise_key(0, 0, 2)
-    x_t = q_sample(x, 3, schedule, key)
-    (mse_loss(x_t, 3, schedule, key) + reverse_step(x_t, x_t, 3, rows, key)[0].sum()).backward()
-    assert bool(x.grad.isfinite().all())
-
-
-def test_a_pickled_schedule_is_the_schedule():
-    schedule = NoiseSchedule.cosine(T).respace(10)
-    schedule.q_sample_rows(CPU, torch.float32)
-    again = pickle.loads(pickle.dumps(schedule))
-    assert torch.equal(again.betas, schedule.betas) and torch.equal(again.timesteps, schedule.timesteps)
-    assert len(again) == 10 and "T=10" in repr(again)
-    for copied in (again, copy.deepcopy(schedule)):
-        rows = copied.q_sample_rows(CPU, torch.float32)
-        assert torch.equal(rows, schedule.q_sample_rows(CPU, torch.float32)) and rows is copied.q_sample_rows(
-            CPU, torch.float32
-        )
 
 
 # ---- errors ----

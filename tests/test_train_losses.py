@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from crash import CrashError, crash_at
 from diffusers import DDPMPipeline
 from helpers import threads
 
@@ -31,23 +32,6 @@ LOSSES = [
 def one_thread():
     with threads(1):
         yield
-
-
-class CrashError(Exception):
-    pass
-
-
-def crash_at(monkeypatch, step):
-    from fastddpm.train.trainer import Trainer
-
-    train_step = Trainer.train_step
-
-    def crashing(self):
-        if self.step == step:
-            raise CrashError
-        return train_step(self)
-
-    monkeypatch.setattr(Trainer, "train_step", crashing)
 
 
 def tensors(state):

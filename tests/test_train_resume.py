@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from crash import CrashError, crash_at
 
 from fastddpm.train import TrainConfig, UsageError, checkpoint, resume, train
 from fastddpm.train.trainer import Trainer
@@ -113,21 +114,6 @@ def test_crash_in_any_step(tmp_path, unbroken, monkeypatch, step):
     monkeypatch.undo()
     resume(tmp_path)
     assert_same_run(tmp_path, unbroken)
-
-
-class CrashError(Exception):
-    pass
-
-
-def crash_at(monkeypatch, step):
-    train_step = Trainer.train_step
-
-    def crashing(self):
-        if self.step == step:
-            raise CrashError
-        return train_step(self)
-
-    monkeypatch.setattr(Trainer, "train_step", crashing)
 
 
 def test_terminated_run_saves_too(tmp_path, unbroken, monkeypatch):
