@@ -187,47 +187,7 @@ class GaussianDiffusion:
             advance(key)
         return x
 
-    def bits_per_dim(
-        self,
-        model: Model,
-        x_0: Tensor,
-        seed: int | Tensor = 0,
-        noise: Tensor | None = None,
-        clip_denoised: bool = True,
-        cdf: str = "exact",
-        model_kwargs: Mapping[str, Any] | None = None,
-        steps: int | None = None,
-        batch_size: int | None = None,
-        first_sample: int = 0,
-        progress: bool = True,
-    ) -> dict[str, Tensor]:
-        """The bound on each sample's -log p(x_0), by one draw of each x_t: L_T + L_0 + .. + L_{T-1} (Ho et al. 2020, eq. 5).
-
-        Args:
-            model: see the class; put it in eval mode first.
-            x_0: data `[B, ...]` in [-1, 1]. The likelihood is that of 256 levels, so the figure is meant for 8-bit data.
-            seed: an int, or an integer tensor `[B]` of one seed a sample. The noise is a function of (seed, t, sample), t the
-                timestep in the original chain.
-            noise: the noise of every step, a tensor of x_0's shape or a key, in place of the seed's.
-            clip_denoised: clamp x_0_hat to [-1, 1].
-            cdf: of the likelihood at index 0: "exact", or "tanh" for the published code's approximation.
-            model_kwargs: passed on to the model; with `batch_size`, each chunk's share of the tensors whose first size is B.
-            steps: how many steps of the chain to walk, evenly spaced to its end; None for all. Fewer give another bound: that
-                of the shorter chain, whose samples `sample` draws with as many steps.
-            batch_size: samples at a time, None for all: for memory only, the noise is the same.
-            first_sample: the index of the first sample, so that data evaluated in parts sees the noise of the whole.
-            progress: show a bar.
-
-        Returns:
-            "total" and "prior" (L_T), `[B]`, bits a dimension; and `[B, T]`, a column for each index 0 .. T-1 of the chain
-            walked, ascending (OpenAI's descend): "vb" (L_t), bits a dimension; "x_0_mse"; "eps_mse", which is snr_t x_0_mse.
-            total = prior + vb.sum(1). float32 (float64 for float64).
-
-        Raises:
-            TypeError, ValueError: an argument, or the model's output, of a wrong dtype, shape or device, named.
-        """
-        options = (seed, noise, clip_denoised, cdf, model_kwargs, steps, batch_size, first_sample, progress)
-        return bits_per_dim(self, model, x_0, *options)
+    bits_per_dim = bits_per_dim  # a function of bits_per_dim.py, whose first argument is the diffusion
 
     def _model_t(self, t: Tensor) -> Tensor:
         return self.schedule.timesteps_on(t.device)[t] if self.schedule.is_respaced else t
