@@ -129,16 +129,17 @@ class GaussianDiffusion:
     ) -> Tensor:
         x_t = q_sample(x_0, t, self.schedule, key)
         output = call_model(model, x_t, self._model_t(t), model_kwargs, self.variance_type)
-        return self._loss_of(output, x_0, x_t, t, key, reduction)
+        return self.loss_of(output, x_0, x_t, t, key, reduction)
 
-    def _loss_of(self, output: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor, key: Tensor, reduction: str) -> Tensor:
+    def loss_of(self, output: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor, reduction: str = "mean") -> Tensor:
+        """The loss of a model's output at the x_t that `q_sample` made of x_0, t and the noise (a key, or a tensor)."""
         options: dict[str, Any] = {"prediction_type": self.prediction_type, "reduction": reduction}
         if self.loss == "mse":
-            return mse_loss(output, t, self.schedule, key, x_0, weight=self.weight, **options)
+            return mse_loss(output, t, self.schedule, noise, x_0, weight=self.weight, **options)
         options |= {"variance_type": self.variance_type, "cdf": self.cdf, "first_variance": self.first_variance}
         inputs = (output, x_0, x_t, t, self.schedule)
         if self.loss == "hybrid":
-            return hybrid_loss(*inputs, key, self.vlb_weight, weight=self.weight, **options)["loss"]
+            return hybrid_loss(*inputs, noise, self.vlb_weight, weight=self.weight, **options)["loss"]
         loss = vlb_loss(*inputs, **options)
         return loss if self.loss == "kl" else len(self.schedule) * loss
 

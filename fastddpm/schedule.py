@@ -236,11 +236,12 @@ class NoiseSchedule:
         dtype: torch.dtype,
     ) -> Tensor:
         """`[T, 16]` of the variational bound, and of the mean squared error beside it (`rows.vlb_rows` names the columns)."""
+        if not isinstance(clip_denoised, bool):
+            raise TypeError(f"clip_denoised: expected True or False, got {clip_denoised!r}")
         case = (prediction_type, variance_type, clip_denoised, first_variance, weight)
         if case not in _VLB_TABLES:
             check_one_of("prediction_type", prediction_type, PREDICTION_TYPES)
             check_one_of("variance_type", variance_type, VARIANCE_TYPES)
-            check_one_of("clip_denoised", clip_denoised, (False, True))
             check_one_of("first_variance", first_variance, FIRST_VARIANCES)
             check_one_of("weight", weight, WEIGHTS)
         return self._tables.get(_VLB_TABLES[case], (self.num_timesteps, 16), device, dtype)

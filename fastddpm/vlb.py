@@ -59,7 +59,7 @@ def vlb_loss(
         TypeError, ValueError: an argument of a wrong dtype, shape, device or name, named.
         IndexError: t out of range, on the CPU.
     """
-    index = _checked(model_output, x_0, x_t, t, schedule, prediction_type, variance_type, clip_denoised, cdf)
+    index = _checked(model_output, x_0, x_t, t, schedule, prediction_type, variance_type, cdf)
     check_reduction(reduction)
     dtype = arithmetic(model_output)
     rows = schedule.vlb_rows(prediction_type, variance_type, clip_denoised, first_variance, None, x_0.device, dtype)
@@ -100,7 +100,7 @@ def hybrid_loss(
     Raises:
         As `vlb_loss`.
     """
-    index = _checked(model_output, x_0, x_t, t, schedule, prediction_type, variance_type, clip_denoised, cdf)
+    index = _checked(model_output, x_0, x_t, t, schedule, prediction_type, variance_type, cdf)
     check_reduction(reduction)
     given, noise = _hybrid_noise(x_0, x_t, noise, prediction_type)
     name = check_weight(weight, prediction_type, schedule, x_0)
@@ -130,7 +130,7 @@ def prior_kl(x_0: Tensor, schedule: NoiseSchedule) -> Tensor:
     return autograd.mse_loss(x_0, None, None, None, first, rows, ops.NONE) + constant
 
 
-def _checked(model_output, x_0, x_t, t, schedule, prediction_type, variance_type, clip_denoised, cdf) -> Tensor:
+def _checked(model_output, x_0, x_t, t, schedule, prediction_type, variance_type, cdf) -> Tensor:
     """The checks that the two losses share; t as a tensor."""
     check_data("x_0", x_0)
     check_schedule(schedule)
@@ -142,8 +142,6 @@ def _checked(model_output, x_0, x_t, t, schedule, prediction_type, variance_type
     schedule.check_prediction(prediction_type)
     if cdf not in CDFS:
         check_one_of("cdf", cdf, CDFS)
-    if not isinstance(clip_denoised, bool):
-        raise TypeError(f"clip_denoised: expected True or False, got {clip_denoised!r}")
     return row_index("t", t, x_0, schedule)
 
 

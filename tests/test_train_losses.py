@@ -163,8 +163,8 @@ def test_our_steps_of_a_learned_range_are_diffusers(prediction):
 @pytest.mark.parametrize("loss, variance", [*LOSSES, ("mse", "fixed_small")])
 def test_the_eager_loss_that_is_timed_is_the_same_loss(prediction, loss, variance):
     config = TrainConfig(data="digits", timesteps=50, prediction=prediction, loss=loss, variance=variance)
-    schedule = config.diffusion().schedule
-    step = type("Step", (), {"config": config, "schedule": schedule, "_loss": report._Step._loss})()
+    diffusion = config.diffusion()
+    schedule = diffusion.schedule
     generator = torch.Generator().manual_seed(0)
     x_0, noise = (torch.randn(9, 1, 8, 8, generator=generator).clamp(-0.9, 0.9) for _ in range(2))
     t = torch.tensor([0, 1, 2, 5, 10, 20, 30, 40, 49])
@@ -175,7 +175,7 @@ def test_the_eager_loss_that_is_timed_is_the_same_loss(prediction, loss, varianc
         v = torch.randn(x_0.shape, generator=generator)
         output = torch.cat((output, v if variance == "learned_range" else v - 5), 1)
     ours, theirs = (output.clone().requires_grad_() for _ in range(2))
-    a, b = step._loss(ours, x_0, x_t, noise, t), eager(theirs, x_0, x_t, noise, t)
+    a, b = diffusion.loss_of(ours, x_0, x_t, t, noise), eager(theirs, x_0, x_t, noise, t)
     assert torch.allclose(a, b, rtol=2e-3)  # their normal CDF is within 1.8e-4
     a.backward()
     b.backward()

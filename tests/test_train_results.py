@@ -111,7 +111,7 @@ def test_the_eager_step_that_is_timed_is_the_same_step(run, prediction):
     noise, t, x_t = step._eager_noising(x_0)
     assert torch.allclose(x_t, q_sample(x_0, t, diffusion.schedule, noise), atol=1e-5)
     output = torch.sin(x_t)
-    ours, eager = step._loss(output, x_0, x_t, noise, t), step.eager_loss(output, x_0, x_t, noise, t)
+    ours, eager = step.diffusion.loss_of(output, x_0, x_t, t, noise), step.eager_loss(output, x_0, x_t, noise, t)
     assert torch.allclose(ours, eager, rtol=1e-5)
 
 

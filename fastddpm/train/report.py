@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from .. import hybrid_loss, mse_loss, noise_key, q_sample, timesteps, vlb_loss
+from .. import noise_key, q_sample, timesteps
 from .config import TrainConfig
 from .data import as_float
 from .eager import EagerLoss
@@ -81,7 +81,7 @@ class _Step:
     def __init__(self, trainer: Trainer, clock: _Clock):
         self.trainer, self.clock = trainer, clock
         self.config: TrainConfig = trainer.config
-        self.schedule = trainer.diffusion.schedule
+        self.diffusion, self.schedule = trainer.diffusion, trainer.diffusion.schedule
         self.scheduler = make_scheduler(self.config)
         self.eager_loss = EagerLoss(self.config, self.schedule, trainer.device)
         self.t_sampler = copy.deepcopy(trainer.t_sampler)
@@ -96,7 +96,7 @@ class _Step:
         output, forward = self._timed_forward(x_t, t)
         eager = (x_0, eager_x_t, noise, eager_t)
         self.clock("eager loss", lambda: self._gradient(output, lambda out: self.eager_loss(out, *eager)))
-        grad = self.clock("loss", lambda: self._gradient(output, lambda out: self._loss(out, x_0, x_t, key, t)))
+        grad = self.clock("loss", lambda: self._gradient(output, lambda out: self.diffusion.loss_of(out, x_0, x_t, t, key)))
         self.clock("importance", lambda: self._importance(key, t))
         self.clock("network", lambda: output.backward(grad))
         self.clock.times["network"][-1] += forward
@@ -121,16 +121,6 @@ class _Step:
     def _timed_forward(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, float]:
         output = self.clock("forward", lambda: self.network(x_t, t).sample)
         return output, self.clock.times["forward"][-1]
-
-    def _loss(self, output: Tensor, x_0: Tensor, x_t: Tensor, key: Tensor, t: Tensor) -> Tensor:
-        prediction, variance = self.config.prediction, self.config.variance
-        if self.config.loss == "mse":
-            return mse_loss(output, t, self.schedule, key, x_0, prediction_type=prediction)
-        inputs = (output, x_0, x_t, t, self.schedule)
-        if self.config.loss == "hybrid":
-            return hybrid_loss(*inputs, key, prediction_type=prediction, variance_type=variance)["loss"]
-        loss = vlb_loss(*inputs, prediction_type=prediction, variance_type=variance)
-        return loss if self.config.loss == "kl" else self.config.timesteps * loss
 
     @staticmethod
     def _gradient(output: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:

@@ -20,7 +20,7 @@ inline void noise_in_steps(const NoisingArgs& args, const Chunk& chunk, float a,
 }
 
 // A chunk's result on its way past the caches, in parts between the noise of the next chunk's channels: at once it would wait
-// for memory. (A noising of 64x3x256x256 in channels_last took a fifth longer.)
+// for memory. (A noising of 64x3x256x256 in channels_last took a quarter longer.)
 template <class T> class Leaving {
  public:
   T* buffer() { return buffers_[turn_].values; }

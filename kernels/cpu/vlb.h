@@ -99,7 +99,7 @@ template <class T> inline void make_x_t(const T* x_0, const T* z, T a, T s, Dtyp
     for (int64_t i = 0; i < n; ++i) x_t[i] = T(widen_bfloat16(narrow_bfloat16(float(x_t[i]))));
   } else if (dtype == Dtype::kFloat16) {
     for (int64_t i = 0; i < n; ++i) x_t[i] = T(widen_float16(narrow_float16(float(x_t[i]))));
-  } else if (dtype == Dtype::kFloat32) {
+  } else if (sizeof(T) == 8 && dtype == Dtype::kFloat32) {
     for (int64_t i = 0; i < n; ++i) x_t[i] = T(float(x_t[i]));
   }
 }
