@@ -116,8 +116,7 @@ class _Walk:
 def _parts(batch: int, batch_size: int | None) -> list[slice]:
     if batch_size is None:
         return [slice(0, batch)]
-    check_int("batch_size", batch_size)
-    if batch_size < 1:
+    if as_int("batch_size", batch_size) < 1:
         raise ValueError(f"batch_size: expected 1 or more, or None, got {batch_size}")
     return [slice(start, start + batch_size) for start in range(0, max(batch, 1), batch_size)]
 
