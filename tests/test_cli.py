@@ -104,9 +104,11 @@ def test_interrupt_outside_the_training_loop(capsys, monkeypatch):
     assert capsys.readouterr().err == "fastddpm: interrupted\n"
 
 
-def test_missing_packages_are_named(capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "fastddpm.train.results", None)
-    assert "pip install '.[train]'" in fails(["sample", "run"], capsys)
+def test_a_missing_package_is_named_where_it_is_needed():
+    hide = "import sys; sys.modules['diffusers'] = None; from fastddpm.train.cli import main"
+    script = f"{hide}; assert main(['info']) == 0; sys.exit(main(['sample', 'run']))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "diffusers" in done.stderr and "pip install '.[train]'" in done.stderr, done.stderr
 
 
 def test_info(capsys):
