@@ -8,6 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+pytest.importorskip("diffusers")
+
 from fastddpm.train import TrainConfig, UsageError, train
 from fastddpm.train.cli import main
 from fastddpm.train.evaluate import evaluate, format_evaluation, load_data

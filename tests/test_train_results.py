@@ -5,8 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMPipeline
 from PIL import Image
+
+pytest.importorskip("diffusers")
+
+from diffusers import DDPMPipeline
 
 from fastddpm import q_sample, reverse_step, samplers
 from fastddpm.train import TrainConfig, UsageError, checkpoint, report, train

@@ -9,6 +9,9 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+
+pytest.importorskip("diffusers")
+
 from crash import CrashError, crash_at
 
 from fastddpm.train import TrainConfig, UsageError, checkpoint, resume, train
