@@ -18,7 +18,7 @@ def weights(network):
     return parameters_to_vector(network.parameters()).detach().clone()
 
 
-def step(folder, **settings):
+def stepped(folder, **settings):
     """A run's first step: the trainer, and its weights before."""
     trainer = Trainer(replace(CONFIG, **settings), folder)
     before = weights(trainer.network)
@@ -54,7 +54,7 @@ def test_an_update_moves_by_the_clipped_gradient(norm, moved):
 
 def test_weight_decay_shrinks_the_weights(tmp_path):
     """AdamW's is decoupled: it takes lr times itself of the weights, and changes nothing else of a step."""
-    (run, before), (decayed, _) = step(tmp_path, lr=1.0), step(tmp_path, lr=1.0, weight_decay=0.5)
+    (run, before), (decayed, _) = stepped(tmp_path, lr=1.0), stepped(tmp_path, lr=1.0, weight_decay=0.5)
     shrunk = weights(run.network) - weights(decayed.network)
     assert torch.allclose(shrunk, 0.01 * 0.5 * before, atol=1e-7)
 
