@@ -32,7 +32,7 @@ def as_int(name: str, value: object, expected: str = "an int") -> int:
 
 def as_shape(name: str, shape: object) -> tuple[int, ...]:
     """(B, ...) of sizes that are 0 or more, from any sequence."""
-    if not isinstance(shape, Sequence) or not shape or not all(isinstance(n, Integral) and n >= 0 for n in shape):
+    if not isinstance(shape, Sequence) or not shape or not all(isinstance(n, Integral) and int(n) >= 0 for n in shape):
         raise ValueError(f"{name}: expected (B, ...), got {shape}")
     return tuple(map(int, shape))
 

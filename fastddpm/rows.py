@@ -4,29 +4,26 @@ A kernel knows no diffusion, only a row for each sample. `kernels/columns.py` wr
 begins as a NoisingRow and ends as an MseRow.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Column = Tensor | float
-
 
 class NoisingRow(NamedTuple):
     """out = a x + s z"""
 
-    a: Column
-    s: Column
+    a: Tensor
+    s: Tensor
 
 
 class MseRow(NamedTuple):
     """w mean (out - target)^2, target = p z + q x_0 + r x_t"""
 
-    p: Column
-    q: Column
-    r: Column
-    w: Column
+    p: Tensor
+    q: Tensor
+    r: Tensor
+    w: Tensor
 
 
 class VlbRow(NamedTuple):
@@ -39,35 +36,35 @@ class VlbRow(NamedTuple):
     log sigma^2 - log beta~ = v_0 + v_1 v, v the network's variance channel;  precision = 1 / beta~
     """
 
-    a: Column
-    s: Column
-    p_x: Column
-    p_o: Column
-    bound: Column
-    c: Column
-    e_0: Column
-    e_x: Column
-    e_o: Column
-    v_0: Column
-    v_1: Column
-    precision: Column
-    p: Column
-    q: Column
-    r: Column
-    w: Column
+    a: Tensor
+    s: Tensor
+    p_x: Tensor
+    p_o: Tensor
+    bound: Tensor
+    c: Tensor
+    e_0: Tensor
+    e_x: Tensor
+    e_o: Tensor
+    v_0: Tensor
+    v_1: Tensor
+    precision: Tensor
+    p: Tensor
+    q: Tensor
+    r: Tensor
+    w: Tensor
 
 
 class StepRow(NamedTuple):
     """x_0_hat = clamp(p_x x + p_o out, -bound, bound);  x_prev = k_x x + k_0 x_0_hat + k_o out + sigma exp(k_v v) z"""
 
-    p_x: Column = 0.0
-    p_o: Column = 0.0
-    bound: Column = math.inf
-    k_x: Column = 0.0
-    k_0: Column = 0.0
-    k_o: Column = 0.0
-    sigma: Column = 0.0
-    k_v: Column = 0.0
+    p_x: Tensor
+    p_o: Tensor
+    bound: Tensor
+    k_x: Tensor
+    k_0: Tensor
+    k_o: Tensor
+    sigma: Tensor
+    k_v: Tensor
 
 
 def pack(row: NoisingRow | MseRow | VlbRow | StepRow) -> Tensor:

@@ -35,8 +35,8 @@ class StepRows(Tables):
         if unknown:
             raise TypeError(f"columns: expected names among {', '.join(StepRow._fields)}, got {', '.join(sorted(unknown))}")
         self.timesteps, self.variance_type = timesteps, variance_type
-        row = StepRow(**columns)._asdict().items()
-        self.columns = StepRow(*(_column(name, values, len(timesteps)) for name, values in row))
+        given = {"bound": math.inf, **columns}
+        self.columns = StepRow(*(_column(name, given.get(name, 0.0), len(timesteps)) for name in StepRow._fields))
         self.adds_noise = bool((self.columns.sigma != 0).any())
         super().__init__(timesteps, *self.columns)
 

@@ -5,11 +5,13 @@ Notation: index i = 0..T-1 is step t = i + 1 of the papers; abar = alphas_cumpro
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .checks import as_int, check_one_of, describe
+from .checks import check_one_of, describe
 from .tables import Tables
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "previous")
@@ -143,8 +145,9 @@ class NoiseSchedule(Tables):
         Returns:
             A schedule of S steps whose `timesteps` are those the network was trained on.
         """
-        listed = isinstance(steps, Sequence | Tensor)
-        index = self._listed(steps) if listed else self._spaced(as_int("steps", steps, "an int or a list of ints"), spacing)
+        if isinstance(steps, bool):
+            raise TypeError(f"steps: expected an int or a list of ints, got {steps}")
+        index = self._spaced(int(steps), spacing) if isinstance(steps, Integral) else self._listed(steps)
         return self._from_levels("steps", self.alphas_cumprod[index], self.timesteps[index])
 
     def _spaced(self, steps: int, spacing: str) -> Tensor:
@@ -158,7 +161,7 @@ class NoiseSchedule(Tables):
             return torch.linspace(0, total - 1, steps, dtype=torch.float64, device="cpu").round().long()
         return (total - torch.arange(steps, dtype=torch.float64, device="cpu") * (total / steps)).round().long().flip(0) - 1
 
-    def _listed(self, steps: Sequence[int] | Tensor) -> Tensor:
+    def _listed(self, steps: Any) -> Tensor:
         index = torch.as_tensor(steps, device="cpu")
         if index.dim() != 1 or index.numel() == 0 or index.is_floating_point() or index.dtype == torch.bool:
             raise ValueError(f"steps: expected an int or a list of ints, got {describe(index)}")
@@ -211,8 +214,8 @@ def _logistic(x: float) -> float:
 
 
 def _check_steps(num_timesteps: int) -> None:
-    if as_int("num_timesteps", num_timesteps) < 1:
-        raise ValueError(f"num_timesteps: expected 1 or more, got {num_timesteps}")
+    if not isinstance(num_timesteps, Integral) or int(num_timesteps) < 1:
+        raise ValueError(f"num_timesteps: expected an int of 1 or more, got {num_timesteps!r}")
 
 
 def _check_positive(name: str, value: float) -> None:

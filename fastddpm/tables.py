@@ -25,13 +25,13 @@ class Tables:
     def table(self, make: Callable[..., Tensor], device: torch.device, dtype: torch.dtype, *case: Any) -> Tensor:
         """`make(self, *case)` as a tensor of a dtype on a device. Nobody may write into it."""
         if torch.compiler.is_dynamo_compiling():
-            return self._constant(self._digest, make, device, dtype, *case)
+            return self._constant(self._digest, make, device, dtype, *case)[0]
         return self._found(make, device, dtype, *case)
 
     @torch.compiler.assume_constant_result
-    def _constant(self, digest: str, make: Callable[..., Tensor], device: torch.device, dtype: torch.dtype, *case: Any) -> Tensor:
-        """The digest is passed so that the compiler guards on it."""
-        return self._found(make, device, dtype, *case)
+    def _constant(self, digest: str, *wanted: Any) -> tuple[Tensor]:
+        """The digest is passed so that the compiler guards on it; in a tuple each table gets a name of its own in the graph."""
+        return (self._found(*wanted),)
 
     def _found(self, make: Callable[..., Tensor], device: torch.device, dtype: torch.dtype, *case: Any) -> Tensor:
         key = (make, case, device, dtype)

@@ -119,7 +119,7 @@ def test_step(name, prediction_type, variance_type, clip, monkeypatch):
 def test_step_clips_where_it_is_told(clip_range):
     theirs, ours = pair("linear", clip_sample_range=clip_range)
     out, x = values(*SHAPE), values(*SHAPE, seed=1)
-    _, x_0 = reverse_step(out, x, 500, samplers.ddpm(ours, clip_range=clip_range))
+    _, x_0 = reverse_step(out, x, 500, samplers.ddpm(ours, clip_range=clip_range), "none")
     close(x_0, theirs.step(out, 500, x).pred_original_sample, 1e-5)
     assert float(x_0.abs().max()) == clip_range
 

@@ -211,10 +211,11 @@ def test_no_steps_is_an_error(make, num_timesteps):
         ([-0.1, 0.1], r"got -0.1.* at index 0"),
         ([0.1, 0.2, 1.5], r"got 1.5 at index 2"),
         ([math.inf], "got inf at index 0"),
+        ([0.1, 1.0, 0.5], "got 1.0 at index 1"),
     ],
 )
 def test_betas_out_of_range_are_an_error(betas, got):
-    with pytest.raises(ValueError, match=rf"betas: expected values in \(0, 1\], {got}"):
+    with pytest.raises(ValueError, match=rf"betas: expected values in \(0, 1\), the last in \(0, 1\], {got}"):
         NoiseSchedule.from_betas(betas)
 
 
@@ -277,7 +278,7 @@ def test_ends_out_of_range_are_errors():
         NoiseSchedule.scaled_linear(10, -1)
     with pytest.raises(ValueError, match="beta_end: expected a value above 0, got nan"):
         NoiseSchedule.scaled_linear(10, 0.1, math.nan)
-    with pytest.raises(ValueError, match=r"betas: expected values in \(0, 1\], got 1.15.* at index 5"):
+    with pytest.raises(ValueError, match=r"betas: expected values in \(0, 1\), the last in \(0, 1\], got 1.15.* at index 5"):
         NoiseSchedule.linear(10, 0.1, 2.0)
 
 

@@ -18,6 +18,7 @@ from fastddpm import (
     q_sample,
     vlb_loss,
 )
+from fastddpm.coefficients import vlb_rows
 from fastddpm.schedule import LEARNED_VARIANCE_TYPES, PREDICTION_TYPES, VARIANCE_TYPES
 from fastddpm.vlb import CDFS
 
@@ -149,7 +150,7 @@ def test_both_ways_to_a_gradient_agree(variance_type, dtype):
 
     x_0, key = data(*SHAPE), noise_key(1, 2, 4)
     kind = torch.float64 if dtype == torch.float64 else torch.float32
-    rows = SCHEDULE.vlb_rows("epsilon", variance_type, False, "posterior", None, T.device, kind)
+    rows = vlb_rows(SCHEDULE, "epsilon", variance_type, False, "posterior", None, T.device, kind)
     out = output(variance_type, dtype=dtype).requires_grad_()
     for reduction, part in itertools.product((ops.NONE, ops.MEAN, ops.SUM), range(4)):
         others = (x_0, None, key, T, rows, False)

@@ -12,9 +12,15 @@ from .philox import fma, normals
 Row = TypeVar("Row", NoisingRow, MseRow, VlbRow, StepRow)
 
 
-def transformed() -> bool:
-    """Whether torch.func's transforms are at work, which have no values to look at and no memory to write into."""
-    return torch._C._are_functorch_transforms_active()
+def transformed(*tensors: Tensor | None) -> bool:
+    """Whether torch.func's transforms are at work, or these are batches of gradients: there are no values to look at then, and
+    no memory to write into."""
+    return torch._C._are_functorch_transforms_active() or any(map(_batched, tensors))
+
+
+def _batched(x: Tensor | None) -> bool:
+    """Under torch.autograd.grad's is_grads_batched."""
+    return x is not None and torch._C._functorch.is_legacy_batchedtensor(x)
 
 
 def elements(x: Tensor) -> int:
@@ -45,12 +51,13 @@ def noise_of(noise: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def fused(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """a b + c, with one rounding in float32."""
-    return fma(a, b, c) if b.dtype == torch.float32 and b.device.type != "mps" else a * b + c
+    plain = b.dtype != torch.float32 or b.device.type == "mps" or _batched(b)
+    return a * b + c if plain else fma(a, b, c)
 
 
 def like(values: Tensor, x: Tensor) -> Tensor:
     """x's dtype and its layout in memory."""
-    return values.to(x.dtype) if transformed() else torch.empty_like(x).copy_(values)
+    return values.to(x.dtype) if transformed(values) else torch.empty_like(x).copy_(values)
 
 
 def halves(model_output: Tensor, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:

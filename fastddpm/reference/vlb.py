@@ -80,8 +80,9 @@ def hybrid_loss(
     """loss = mse + vlb_weight vlb, and where wanted the gradient of loss. The mean channels get the gradient of the mse alone,
     the variance channels the vlb's."""
     x = _x_t(x_0, x_t, noise, t, rows)
-    value, *_ = _bound(model_output, x_0, x, t, rows, tanh_cdf)
-    out, _ = halves(model_output, x_0, rows.dtype)
+    out, v = halves(model_output, x_0, rows.dtype)
+    detached = out.detach() if v is None else torch.cat((out.detach(), v), 1)
+    value, *_ = _bound(detached, x_0, x, t, rows, tanh_cdf)
     mse, _ = mse_loss(out, noise, x_0, x, t, rows[:, _MSE:], reduction, False)
     vlb = reduced(_bits(value), reduction)
     loss, grad = mse + vlb_weight * vlb, model_output.new_empty(0)
