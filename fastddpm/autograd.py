@@ -54,7 +54,8 @@ class Noising(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        return noising(grad, None, *ctx.saved_tensors), None, None, None
+        make = reference if _differentiated_again(grad) else ops
+        return make.noising(grad, None, *ctx.saved_tensors), None, None, None
 
 
 class ReverseStep(torch.autograd.Function):
@@ -106,7 +107,7 @@ def _losses(name: str, model_output: Tensor, others: tuple, rows: Tensor) -> tup
 
 
 def noising(x: Tensor, noise: Tensor | None, t: Tensor, rows: Tensor) -> Tensor:
-    if _plain(x):
+    if _plain():
         return reference.noising(x, noise, t, rows)
     return Noising.apply(x, noise, t, rows) if _wanted(x) else ops.noising(x, noise, t, rows)
 
@@ -122,9 +123,9 @@ def _wanted(x: Tensor) -> bool:
     return x.requires_grad and torch.is_grad_enabled()
 
 
-def _plain(*grads: Tensor) -> bool:
+def _plain() -> bool:
     """Whether derivatives are asked for in a way that only plain torch answers."""
-    return forward_ad._current_level >= 0 or transformed(*grads)
+    return forward_ad._current_level >= 0 or transformed()
 
 
 def _differentiated_again(*grads: Tensor | None) -> bool:
