@@ -62,15 +62,8 @@ def ratios(results: dict, ops: tuple[str, ...] = tuple(TITLES)) -> str:
     for group in groups.values():
         case = next(iter(group.values()))
         ours = table.duration(case["fastddpm_seconds"]["median"])
-        rows.append([f"{TITLES[case['op']]}, {_size(case['shape'])}", ours, *(_spread(group.get(o)) for o in others)])
+        rows.append([f"{TITLES[case['op']]}, {_size(case['shape'])}", ours, *(table.ratio(group.get(o)) for o in others)])
     return markdown(["", FUSED, *others], rows)
-
-
-def _spread(case: dict | None) -> str:
-    if case is None:
-        return ""
-    r = case["ratio"]
-    return f"{table.times(r['median'])} ({table.times(r['q1'])[:-1]} .. {table.times(r['q3'])[:-1]})"
 
 
 def _kernels(results: dict, **fixed) -> list[dict]:
@@ -138,6 +131,19 @@ def kinds(results: dict) -> str:
     return markdown(["time over float32 contiguous", "bfloat16", "float16", "channels_last"], rows)
 
 
+def layouts(results: dict) -> str:
+    rows = [
+        [
+            f"{TITLES[case['op']]}, {_size(case['shape'])}",
+            *(table.duration(case[name]["median"]) for name in ("contiguous_seconds", "seconds")),
+            table.ratio(case),
+        ]
+        for case in results["cases"]
+        if case["level"] == "layout"
+    ]
+    return markdown(["", "contiguous", "channels_last", "channels_last over contiguous"], rows)
+
+
 def calls(results: dict) -> str:
     rows = []
     for group in table.groups(results["cases"], "call").values():
@@ -161,7 +167,7 @@ def loops(results: dict, kind: str) -> str:
                 table.duration(case["seconds"]["median"]),
                 f"{case['images_per_second']:.3g}",
                 f"{owned / sum(parts.values()):.2%}",
-                *(_spread(group.get(other)) for other in others),
+                *(table.ratio(group.get(other)) for other in others),
             ]
         )
     return markdown(["", "fastddpm, a step", "samples/s", "of it fastddpm's", *others], rows)
@@ -190,7 +196,7 @@ def threads(results: dict) -> str:
     rows = []
     for name in growth.THREADED:
         cases = [c for c in results["cases"] if (c["level"], c["op"]) == ("threads", name)]
-        rows += [[TITLES[name], str(c["threads"]), table.duration(c["seconds"]["median"]), _spread(c)] for c in cases]
+        rows += [[TITLES[name], str(c["threads"]), table.duration(c["seconds"]["median"]), table.ratio(c)] for c in cases]
     return markdown(["", "threads", "time", "one thread's time over it"], rows)
 
 
@@ -205,6 +211,7 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "sweep": sweep,
     "limits": limits,
     "kinds": kinds,
+    "layouts": layouts,
     "calls": calls,
     "train": lambda results: loops(results, "train"),
     "sample": lambda results: loops(results, "sample"),

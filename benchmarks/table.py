@@ -8,6 +8,7 @@ OTHERS = ("eager", COMPILED, "diffusers", "lucidrains")
 LEVELS = {
     "kernel": "kernel: an op on much data (others: their time over fastddpm's, each timed for itself)",
     "ratio": "kernel and call, in turn (others: the median of the rounds' ratios)",
+    "layout": "layout: fastddpm in channels_last, and the ratio to its time in contiguous memory, in turn",
     "call": "call: an op on almost no data",
     "loop": "loop: a whole step with its network (others: the median of the rounds' ratios)",
     "growth": "growth",
@@ -26,6 +27,14 @@ def times(ratio: float | None) -> str:
     if ratio is None:
         return ""
     return f"{ratio:.2f}x" if ratio < 9.95 else f"{ratio:.1f}x"
+
+
+def ratio(case: dict | None) -> str:
+    """The median of the rounds' ratios, and its quartiles."""
+    if case is None:
+        return ""
+    r = case["ratio"]
+    return f"{times(r['median'])} ({times(r['q1'])[:-1]} .. {times(r['q3'])[:-1]})"
 
 
 def groups(cases: list[dict], level: str) -> dict[str, dict[str, dict]]:
@@ -64,7 +73,7 @@ def figure(case: dict | None) -> str:
         return f"{case['images_per_second']:.0f} images/s"
     if case["level"] == "growth":
         return "" if case["peak_bytes"] is None else f"{case['peak_bytes'] / case['data_bytes']:.2f} x memory"
-    return times(case["ratio"]["median"]) if case["level"] == "threads" else ""
+    return ratio(case) if case["level"] in ("threads", "layout") else ""
 
 
 def text(results: dict, slower: dict[str, float]) -> str:
