@@ -1,10 +1,12 @@
 """What several test modules need: backends, layouts in memory, poisoned outputs, and what counts as right."""
 
+import itertools
 from contextlib import contextmanager
 
 import torch
 
 import fastddpm.autograd
+import fastddpm.bits_per_dim
 import fastddpm.functional
 import fastddpm.noise
 from fastddpm import _extension, noise_key, randn, reference
@@ -18,7 +20,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 @contextmanager
 def on_reference():
     """The public functions, run on `reference` in place of the ops."""
-    users = (fastddpm.noise, fastddpm.functional, fastddpm.autograd)
+    users = (fastddpm.noise, fastddpm.functional, fastddpm.autograd, fastddpm.bits_per_dim)
     ops = [user.ops for user in users]
     for user in users:
         user.ops = reference
@@ -71,7 +73,7 @@ def same_bits(a, b):
 # ---- layouts: each holds the values of a contiguous [B, C, H, W] tensor in another order or place ----
 
 
-def _permuted(*order):
+def permuted(*order):
     back = [order.index(i) for i in range(len(order))]
     return lambda x: x.permute(order).contiguous().permute(back)
 
@@ -95,13 +97,51 @@ def _padded_rows(x):
 LAYOUTS = {
     "contiguous": lambda x: x.contiguous(),
     "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
-    "width_first": _permuted(0, 3, 1, 2),
-    "transposed_pixels": _permuted(0, 1, 3, 2),
-    "batch_last": _permuted(1, 2, 3, 0),
+    "width_first": permuted(0, 3, 1, 2),
+    "transposed_pixels": permuted(0, 1, 3, 2),
+    "batch_last": permuted(1, 2, 3, 0),
     "every_second": _every_second,
     "off_by_one": _off_by_one,
     "padded_rows": _padded_rows,
 }
+
+
+def placements(dims):
+    """Every way for a tensor of so many dimensions to lie: all dense orders, and in some of them parts of larger tensors (a
+    slice, every second) in each dimension, and a start that is not aligned."""
+    forward = tuple(range(dims))
+    channels_last, batch_inside = (0, *forward[2:], 1), (*forward[2:], 0, 1)
+    places = {f"order {order}": permuted(*order) for order in itertools.permutations(forward)}
+    for order in (forward, channels_last, batch_inside):
+        places |= {f"a slice of {d} in order {order}": _part(order, d, 1) for d in forward}
+        places[f"unaligned in order {order}"] = _unaligned(order)
+    for order in (forward, channels_last):
+        places |= {f"every second of {d} in order {order}": _part(order, d, 2) for d in forward}
+    return places
+
+
+def expansions(dims):
+    """Placements that repeat their first values."""
+    places = {f"{d} expanded": lambda x, d=d: x.narrow(d, 0, 1).expand(x.shape) for d in range(dims)}
+    return places | {"one value": lambda x: x.flatten()[0].expand(x.shape)}
+
+
+def _part(order, d, step):
+    def place(x):
+        shape = list(x.shape)
+        shape[d] = step * shape[d] + 3
+        whole = permuted(*order)(x.new_full(shape, 7.0))
+        return whole[(slice(None),) * d + (slice(1, 1 + step * x.shape[d], step),)].copy_(x)
+
+    return place
+
+
+def _unaligned(order):
+    def place(x):
+        dense = permuted(*order)(x)
+        return x.new_full((x.numel() + 1,), 7.0).as_strided(x.shape, dense.stride(), 1).copy_(x)
+
+    return place
 
 
 # ---- what counts as right ----
