@@ -42,6 +42,24 @@ def poisoned():
         torch.use_deterministic_algorithms(False)
 
 
+NEVER = 1 << 60
+SIZES = {"small": (NEVER, NEVER), "in pages": (1, NEVER), "past the caches": (1, 1)} if INSTRUCTION_SETS else {"small": ()}
+"""From how many bytes on a result lies in kept pages, and from how many it is written past the caches."""
+
+
+@contextmanager
+def of_size(name):
+    """Every result is treated as one of that size."""
+    if not INSTRUCTION_SETS:
+        yield
+        return
+    before = _extension.module.set_thresholds(*SIZES[name])
+    try:
+        yield
+    finally:
+        _extension.module.set_thresholds(*before)
+
+
 @contextmanager
 def threads(count):
     before = torch.get_num_threads()
@@ -73,7 +91,7 @@ def same_bits(a, b):
 # ---- layouts: each holds the values of a contiguous [B, C, H, W] tensor in another order or place ----
 
 
-def permuted(*order):
+def _permuted(*order):
     back = [order.index(i) for i in range(len(order))]
     return lambda x: x.permute(order).contiguous().permute(back)
 
@@ -97,51 +115,53 @@ def _padded_rows(x):
 LAYOUTS = {
     "contiguous": lambda x: x.contiguous(),
     "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
-    "width_first": permuted(0, 3, 1, 2),
-    "transposed_pixels": permuted(0, 1, 3, 2),
-    "batch_last": permuted(1, 2, 3, 0),
+    "width_first": _permuted(0, 3, 1, 2),
+    "transposed_pixels": _permuted(0, 1, 3, 2),
+    "batch_last": _permuted(1, 2, 3, 0),
     "every_second": _every_second,
     "off_by_one": _off_by_one,
     "padded_rows": _padded_rows,
 }
 
 
+# ---- and those of any number of dimensions ----
+
+
+def placed(order, steps=None, start=0):
+    """Puts a tensor's values in memory in that order of its dimensions, the last of them together, `start` elements behind an
+    aligned address. With `steps` {dimension: step} it is that part of a larger tensor: a slice (1), every second (2), .."""
+    steps = steps or {}
+
+    def place(x):
+        shape, strides, count = [n * steps.get(d, 1) + 3 * (d in steps) for d, n in enumerate(x.shape)], [0] * x.dim(), 1
+        for d in reversed(order):
+            strides[d], count = count, count * shape[d]
+        whole = x.new_full((start + count,), 7.0).as_strided(shape, strides, start)
+        for d, step in steps.items():
+            whole = whole.narrow(d, 1, step * x.shape[d])[(slice(None),) * d + (slice(None, None, step),)]
+        return whole.copy_(x)
+
+    return place
+
+
 def placements(dims):
-    """Every way for a tensor of so many dimensions to lie: all dense orders, and in some of them parts of larger tensors (a
-    slice, every second) in each dimension, and a start that is not aligned."""
+    """All dense orders, and in some of them parts in each dimension and a start that is not aligned."""
     forward = tuple(range(dims))
     channels_last, batch_inside = (0, *forward[2:], 1), (*forward[2:], 0, 1)
-    places = {f"order {order}": permuted(*order) for order in itertools.permutations(forward)}
+    places = {f"order {order}": placed(order) for order in itertools.permutations(forward)}
     for order in (forward, channels_last, batch_inside):
-        places |= {f"a slice of {d} in order {order}": _part(order, d, 1) for d in forward}
-        places[f"unaligned in order {order}"] = _unaligned(order)
+        places |= {f"a slice of {d} in order {order}": placed(order, {d: 1}) for d in forward}
+        places[f"unaligned in order {order}"] = placed(order, start=1)
     for order in (forward, channels_last):
-        places |= {f"every second of {d} in order {order}": _part(order, d, 2) for d in forward}
+        places |= {f"every second of {d} in order {order}": placed(order, {d: 2}) for d in forward}
     return places
 
 
-def expansions(dims):
-    """Placements that repeat their first values."""
-    places = {f"{d} expanded": lambda x, d=d: x.narrow(d, 0, 1).expand(x.shape) for d in range(dims)}
-    return places | {"one value": lambda x: x.flatten()[0].expand(x.shape)}
-
-
-def _part(order, d, step):
-    def place(x):
-        shape = list(x.shape)
-        shape[d] = step * shape[d] + 3
-        whole = permuted(*order)(x.new_full(shape, 7.0))
-        return whole[(slice(None),) * d + (slice(1, 1 + step * x.shape[d], step),)].copy_(x)
-
-    return place
-
-
-def _unaligned(order):
-    def place(x):
-        dense = permuted(*order)(x)
-        return x.new_full((x.numel() + 1,), 7.0).as_strided(x.shape, dense.stride(), 1).copy_(x)
-
-    return place
+def expanded(x, dims):
+    """The first values in these dimensions, repeated."""
+    for d in dims:
+        x = x.narrow(d, 0, min(1, x.shape[d])).expand(x.shape)
+    return x
 
 
 # ---- what counts as right ----
