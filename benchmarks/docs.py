@@ -27,20 +27,12 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _size(shape) -> str:
-    return "x".join(map(str, shape))
-
-
 def _power(elements: int) -> str:
     return f"2^{elements.bit_length() - 1}"
 
 
 def _ns(value: float) -> str:
     return f"{value:.3g}"
-
-
-def _providers(groups: dict[str, dict[str, dict]]) -> list[str]:
-    return [name for name in table.OTHERS if any(name in group for group in groups.values())]
 
 
 # ---- what a run says ----
@@ -58,11 +50,11 @@ def conditions(results: dict) -> str:
 
 def ratios(results: dict, ops: tuple[str, ...] = tuple(TITLES)) -> str:
     groups = {name: group for name, group in table.groups(results["cases"], "ratio").items() if name.split("/")[0] in ops}
-    others, rows = _providers(groups), []
+    others, rows = table.others(groups), []
     for group in groups.values():
         case = next(iter(group.values()))
         ours = table.duration(case["fastddpm_seconds"]["median"])
-        rows.append([f"{TITLES[case['op']]}, {_size(case['shape'])}", ours, *(table.ratio(group.get(o)) for o in others)])
+        rows.append([table.title(case), ours, *(table.ratio(group.get(o)) for o in others)])
     return markdown(["", FUSED, *others], rows)
 
 
@@ -132,15 +124,11 @@ def kinds(results: dict) -> str:
 
 
 def layouts(results: dict) -> str:
-    rows = [
-        [
-            f"{TITLES[case['op']]}, {_size(case['shape'])}",
-            *(table.duration(case[name]["median"]) for name in ("contiguous_seconds", "seconds")),
-            table.ratio(case),
-        ]
-        for case in results["cases"]
-        if case["level"] == "layout"
-    ]
+    """fastddpm's own."""
+    rows = []
+    for case in (c for c in results["cases"] if c["level"] == "layout"):
+        both = (table.duration(case[name]["median"]) for name in ("contiguous_seconds", "seconds"))
+        rows.append([table.title(case), *both, table.ratio(case)])
     return markdown(["", "contiguous", "channels_last", "channels_last over contiguous"], rows)
 
 
@@ -156,7 +144,7 @@ def calls(results: dict) -> str:
 
 def loops(results: dict, kind: str) -> str:
     groups = {n: g for n, g in table.groups(results["cases"], "loop").items() if n.startswith(kind)}
-    others, rows = _providers(groups), []
+    others, rows = table.others(groups), []
     for group in groups.values():
         case = group[FUSED]
         parts = case["parts"]

@@ -77,7 +77,7 @@ def ratio_providers(op: str, quick: bool) -> list[str]:
 
 
 def has(op: str, provider: str) -> bool:
-    return provider in (FUSED, "eager", COMPILED) or op in peers.tables()[provider]
+    return provider in (FUSED, "eager", COMPILED) or op in peers.CALLS[provider]
 
 
 def left_out(quick: bool) -> list[dict[str, str]]:
@@ -89,7 +89,7 @@ def left_out(quick: bool) -> list[dict[str, str]]:
         ),
         ("kernel: other providers than eager", "they are timed against fastddpm in turn, at the shapes of level ratio"),
     ]
-    for name in sorted(set(peers.tables()) - set(peers.installed())):
+    for name in sorted(set(peers.CALLS) - set(peers.installed())):
         reasons.append((name, "not installed"))
     if not torch.cuda.is_available():
         reasons.append(("GPUs", "not measured on a GPU"))

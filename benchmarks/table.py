@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 
-from .ops import COMPILED, FUSED
+from .ops import COMPILED, FUSED, TITLES
 
 OTHERS = ("eager", COMPILED, "diffusers", "lucidrains")
 LEVELS = {
@@ -45,6 +45,15 @@ def groups(cases: list[dict], level: str) -> dict[str, dict[str, dict]]:
             name = case["name"].removesuffix(f"/{case['provider']}").removeprefix(f"{level}/")
             found[name][case["provider"]] = case
     return found
+
+
+def others(groups: dict[str, dict[str, dict]]) -> list[str]:
+    """The providers that are in a level's groups beside fastddpm."""
+    return [name for name in OTHERS if any(name in group for group in groups.values())]
+
+
+def title(case: dict) -> str:
+    return f"{TITLES[case['op']]}, {'x'.join(map(str, case['shape']))}"
 
 
 def fused_seconds(group: dict[str, dict]) -> dict | None:
