@@ -9,7 +9,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the suite is no part of the package
 
-from benchmarks import gates, inputs, ops, plan
+from benchmarks import gates, inputs, ops, peers, plan
 
 FUSED, OWN_NOISE = ops.FUSED, "eager"
 PARTS = {
@@ -93,7 +93,7 @@ def test_every_part_of_every_gate_is_here():
     assert {op: len(parts) for op, parts in PARTS.items()} == {op: len(right(op, FUSED)) for op in gates.GATES}
 
 
-@pytest.mark.parametrize("provider", [FUSED, "eager", "diffusers"])
+@pytest.mark.parametrize("provider", [FUSED, "eager", *peers.installed()])
 @pytest.mark.parametrize("op", PARTS)
 def test_what_is_timed_is_right(op, provider):
     if plan.has(op, provider):
