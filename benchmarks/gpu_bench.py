@@ -23,6 +23,8 @@ import torch.nn.functional as F
 import triton
 
 import fastddpm as fd
+from fastddpm.coefficients import vlb_rows
+from fastddpm.rows import StepRow, VlbRow
 
 from . import eager, machine
 
@@ -57,11 +59,11 @@ class Case:
         self.key = fd.noise_key(number, batch_size=batch, device=device)
         self.t = fd.timesteps(self.key, 1000)
         self.k = eager.Tables.of(self.schedule, self.x.device)
-        self.table = self.rows.table.float().to(device)
+        self.table = self.rows.on(self.x.device, torch.float32)
         self.target = torch.empty_like(self.x)
         self.wide = torch.randn(batch, 2 * SAMPLE[0], *SAMPLE[1:], device=device, dtype=dtype).mul_(0.3).requires_grad_()
         self.x_t = fd.q_sample(self.x, self.t, self.schedule, self.key)
-        self.bound = self.schedule.vlb_rows(*BOUND, False, "posterior", None, self.x.device, torch.float32)
+        self.bound = vlb_rows(self.schedule, *BOUND, False, "posterior", None, self.x.device, torch.float32)
 
 
 BOUND = ("epsilon", "learned_range")
@@ -106,17 +108,17 @@ def _mse(out):
 
 
 def _reverse(out, x, table, t):
-    p_x, p_o, bound, k_x, k_0, k_o, sigma, _ = (c.view(-1, 1, 1, 1) for c in table[t].unbind(1))
-    x_0 = torch.clamp(p_x * x + p_o * out, -bound, bound)
-    return (k_x * x + k_0 * x_0 + k_o * out + sigma * torch.randn_like(x)).to(x.dtype)
+    k = StepRow(*(c.view(-1, 1, 1, 1) for c in table[t].unbind(1)))
+    x_0 = torch.clamp(k.p_x * x + k.p_o * out, -k.bound, k.bound)
+    return (k.k_x * x + k.k_0 * x_0 + k.k_o * out + k.sigma * torch.randn_like(x)).to(x.dtype)
 
 
 def _bound(out, v, x_0, x_t, rows, t):
     """The published code's term of each sample's t (Dhariwal & Nichol 2021), in bits a dimension."""
-    _, _, p_x, p_o, _, c, _, _, _, v_0, v_1, precision, *_ = (c.view(-1, 1, 1, 1) for c in rows[t].unbind(1))
-    difference, delta = c * (x_0 - (p_x * x_t + p_o * out)), v_0 + v_1 * v
-    kl = 0.5 * (delta - 1 + torch.exp(-delta) + precision * difference**2 * torch.exp(-delta))
-    inverse = precision.sqrt() * torch.exp(-0.5 * delta)
+    k = VlbRow(*(c.view(-1, 1, 1, 1) for c in rows[t].unbind(1)))
+    difference, delta = k.c * (x_0 - (k.p_x * x_t + k.p_o * out)), k.v_0 + k.v_1 * v
+    kl = 0.5 * (delta - 1 + torch.exp(-delta) + k.precision * difference**2 * torch.exp(-delta))
+    inverse = k.precision.sqrt() * torch.exp(-0.5 * delta)
     above, below = (_phi((difference + sign / 255) * inverse) for sign in (1, -1))
     inner = torch.where(x_0 > 0.999, 1 - below, above - below)
     nll = -torch.where(x_0 < -0.999, above, inner).clamp(min=1e-12).log()
