@@ -13,17 +13,18 @@ from fastddpm import noise_key, q_sample, randn
 # ---- the numbers of a call ----
 
 
-def numbers(shape, seed):
-    """In [-1.5, 1.5]; those of data on the 8-bit grid of [-1, 1], both ends among them."""
+OPERANDS = ("x_0", "out", "x_t", "noise", "x_prev")
+
+
+def numbers(name, shape, copy=0):
+    """In [-1.5, 1.5]; the data's on the 8-bit grid of [-1, 1], both ends among them."""
+    seed = OPERANDS.index(name) + len(OPERANDS) * copy
     uniform = torch.rand(shape, generator=torch.Generator().manual_seed(seed)).mul_(3).sub_(1.5)
-    return uniform if seed else (uniform.clamp_(-1, 1) * 127.5).round() / 127.5
-
-
-SEEDS = {"x_0": 0, "out": 1, "x_t": 2, "noise": 3, "x_prev": 4}
+    return (uniform.clamp_(-1, 1) * 127.5).round() / 127.5 if name == "x_0" else uniform
 
 
 def operands_of(call):
-    v = {name: operand.place(numbers(call.shape_of(name), SEEDS[name])) for name, operand in call.operands.items()}
+    v = {name: operand.place(numbers(name, call.shape_of(name))) for name, operand in call.operands.items()}
     key = noise_key(1, 2, call.shape[0])
     if call.x_t_kind == "key" and call.bound:
         v["x_t"] = v["noise"] = key
@@ -42,18 +43,15 @@ def numbers_of(call, v, t):
     return wide
 
 
-def among_others(wide, copies):
+def among_others(x, name, copies):
     """The batch, and behind it others like it: what is eager's error on them all is no luck."""
-    return {
-        name: torch.cat((x, *(numbers(x.shape, SEEDS[name] and 10 * copy + SEEDS[name]).double() for copy in range(1, copies))))
-        for name, x in wide.items()
-    }
+    return torch.cat((x, *(numbers(name, x.shape, copy).double() for copy in range(1, copies))))
 
 
 def upstream_of(call, name):
     """Of an elementwise result; or of a loss, whatever its reduction, of one or of each sample."""
     if FUNCTIONS[call.function].like:
-        return numbers(call.shape, SEEDS[name])
+        return numbers(name, call.shape)
     factor = {"mse": -0.5, "vlb": 2.0}.get(name, 1.0)
     return torch.tensor(-1.7 * factor) if call.reduction != "none" else factor * torch.linspace(0.5, -3, call.shape[0])
 
@@ -84,16 +82,17 @@ def ours(call, v, t):
 
 def formulas(call, wide, t, dtype, dtypes):
     """The upstream gradients as ours had them: rounded to the results' dtypes, and of a mean's or a sum's samples."""
-    share = 1 / call.shape[0] if call.reduction == "mean" and not FUNCTIONS[call.function].like else 1.0
     copies = len(t) // call.shape[0]
 
     def function(v):
         return FUNCTIONS[call.function].formula(call, v, t, dtype)
 
     def upstream(name, x):
-        given = upstream_of(call, name).to(dtypes[name]).double() * share
-        each = given.expand(call.shape[0]) if given.dim() == 0 else given
-        return each.repeat(copies, *[1] * (each.dim() - 1)).to(x.dtype)
+        given = upstream_of(call, name).to(dtypes[name]).double()
+        if FUNCTIONS[call.function].like:
+            return among_others(given, name, copies).to(x.dtype)
+        each = given / call.shape[0] if call.reduction == "mean" else given
+        return each.expand(call.shape[0]).repeat(copies).to(x.dtype)
 
     return results(call, function, {name: x.to(dtype) for name, x in wide.items()}, upstream)
 
@@ -148,7 +147,8 @@ def check(call):
         return
 
     copies = max(4, min(64, 4000 // v[function.operands[0]].numel()))
-    wide, t = among_others(numbers_of(call, v, t), copies), t.repeat(copies)
+    wide = {name: among_others(x, name, copies) for name, x in numbers_of(call, v, t).items()}
+    t = t.repeat(copies)
     dtypes = {name: x.dtype for name, x in got.items()}
     exact, exact_grads = formulas(call, wide, t, torch.float64, dtypes)
     eager, eager_grads = formulas(call, wide, t, torch.float32, dtypes)
