@@ -3,6 +3,7 @@
 import torch
 
 import fastddpm as fd
+from fastddpm.coefficients import vlb_rows
 
 from .inputs import STEP, Batch
 
@@ -61,7 +62,7 @@ def kl(b: Batch):
 
 def bits_per_dim(b: Batch):
     """A step of `GaussianDiffusion.bits_per_dim`: the op that it calls."""
-    rows = b.schedule.vlb_rows("epsilon", "learned_range", True, "posterior", None, b.device, torch.float32)
+    rows = vlb_rows(b.schedule, "epsilon", "learned_range", True, "posterior", None, b.device, torch.float32)
     i = b.schedule.indices_on(b.device)
     output = b.wide_output.detach()
 

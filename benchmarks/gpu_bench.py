@@ -24,7 +24,7 @@ import triton
 
 import fastddpm as fd
 
-from . import machine
+from . import eager, machine
 
 SAMPLE = (4, 64, 64)
 SIZES = [1 << n for n in range(16, 29, 2)]
@@ -56,8 +56,7 @@ class Case:
         self.output = torch.randn_like(self.x).requires_grad_()
         self.key = fd.noise_key(number, batch_size=batch, device=device)
         self.t = fd.timesteps(self.key, 1000)
-        abar = self.schedule.alphas_cumprod.float().to(device)
-        self.a, self.s = abar.sqrt(), (1 - abar).sqrt()
+        self.k = eager.Tables.of(self.schedule, self.x.device)
         self.table = self.rows.table.float().to(device)
         self.target = torch.empty_like(self.x)
         self.wide = torch.randn(batch, 2 * SAMPLE[0], *SAMPLE[1:], device=device, dtype=dtype).mul_(0.3).requires_grad_()
@@ -98,25 +97,12 @@ def fused(case: Case) -> dict[str, Callable]:
     return dict(zip(ACCESSES, stages, strict=True))
 
 
-def _column(table, t):
-    return table[t].view(-1, 1, 1, 1)
-
-
-def _noised(x, z, a, s, t):
-    return (_column(a, t) * x + _column(s, t) * z).to(x.dtype)
-
-
-def _add_noise(x, a, s, t):
-    return _noised(x, torch.randn_like(x), a, s, t)
+def _add_noise(x, t, k):
+    return eager.draw(x, t, k)[0]
 
 
 def _mse(out):
-    return F.mse_loss(out.float(), torch.randn_like(out).float())
-
-
-def _both(x, out, a, s, t):
-    z = torch.randn_like(x)
-    return _noised(x, z, a, s, t), F.mse_loss(out.float(), z.float())
+    return eager.mse_loss(out, torch.randn_like(out))
 
 
 def _reverse(out, x, table, t):
@@ -146,31 +132,30 @@ def _kl(wide, x_0, x_t, rows, t):
     return _bound(out, v, x_0.float(), x_t.float(), rows, t)
 
 
-def _hybrid(wide, x_0, a, s, rows, t):
-    z = torch.randn_like(x_0)
+def _hybrid(wide, x_0, k, rows, t):
+    x_t, z = eager.draw(x_0, t, k)
     out, v = wide.float().chunk(2, 1)
-    x_t = _noised(x_0, z, a, s, t)
-    return F.mse_loss(out, z.float()) + _bound(out.detach(), v, x_0.float(), x_t.float(), rows, t)
+    return eager.mse_loss(out, z) + _bound(out.detach(), v, x_0.float(), x_t.float(), rows, t)
 
 
-PLAIN = (_add_noise, _mse, _both, _reverse, _kl, _hybrid)
+PLAIN = (_add_noise, _mse, eager.draw_and_loss, _reverse, _kl, _hybrid)
 
 
 def plain(case: Case, functions: tuple[Callable, ...] = PLAIN) -> dict[str, Callable]:
     add_noise, mse, both, reverse, kl, hybrid = functions
 
     def pair():
-        x_t, loss = both(case.x, case.output, case.a, case.s, case.t)
+        x_t, loss = both(case.x, case.t, case.k, case.output)
         return x_t, torch.autograd.grad(loss, case.output)[0]
 
     stages = (
-        lambda: add_noise(case.x, case.a, case.s, case.t),
+        lambda: add_noise(case.x, case.t, case.k),
         lambda: mse(case.output.detach()),
         lambda: torch.autograd.grad(mse(case.output), case.output)[0],
         pair,
         lambda: reverse(case.output.detach(), case.x, case.table, case.t),
         lambda: torch.autograd.grad(kl(case.wide, case.x, case.x_t, case.bound, case.t), case.wide)[0],
-        lambda: torch.autograd.grad(hybrid(case.wide, case.x, case.a, case.s, case.bound, case.t), case.wide)[0],
+        lambda: torch.autograd.grad(hybrid(case.wide, case.x, case.k, case.bound, case.t), case.wide)[0],
     )
     return dict(zip(ACCESSES, stages, strict=True))
 
@@ -180,7 +165,7 @@ def check(case: Case) -> None:
     stages = fused(case)
     z = fd.randn(case.key, case.x.shape)
     close = {"rtol": 2e-2, "atol": 2e-2} if case.x.dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-4}
-    torch.testing.assert_close(stages["noising"](), _noised(case.x, z, case.a, case.s, case.t), **close)
+    torch.testing.assert_close(stages["noising"](), eager.add_noise(case.x, case.t, case.k, z), **close)
     torch.testing.assert_close(stages["mse"](), F.mse_loss(case.output.detach().float(), z), rtol=1e-4, atol=0)
     gradient = 2 * (case.output.detach().float() - z) / z.numel()
     torch.testing.assert_close(stages["mse gradient"]().float(), gradient, rtol=2e-2, atol=1e-2 / z.numel())

@@ -3,6 +3,7 @@
 The network, the optimizer and the moving average are the same objects whoever provides the rest.
 """
 
+import copy
 import itertools
 import statistics
 import time
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 import fastddpm as fd
 
@@ -66,7 +67,8 @@ class Loop:
         self.shape = (batch, *network.sample_shape)
         self.network = network.make().to(machine.DEVICE)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-5, fused=True)
-        self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(0.999))
+        self.average = copy.deepcopy(self.network).requires_grad_(False)
+        self.update_average = get_ema_multi_avg_fn(0.999)
         self.schedule = fd.NoiseSchedule.linear(1000)
         self.x_0 = torch.rand(self.shape, device=machine.DEVICE) * 2 - 1
         self.parameters = sum(p.numel() for p in self.network.parameters())
@@ -89,7 +91,7 @@ class Loop:
         self.optimizer.step()
         self.optimizer.zero_grad()
         parts.mark("optimizer")
-        self.average.update_parameters(self.network)
+        self.update_average(list(self.average.parameters()), list(self.network.parameters()), None)
         parts.mark("EMA")
 
     @torch.no_grad()

@@ -6,7 +6,7 @@ from . import samplers
 from .diffusion import GaussianDiffusion
 from .functional import mse_loss, q_sample, q_step, reverse_step
 from .importance import LossSecondMoment
-from .noise import advance, noise_key, randn, timesteps
+from .noise import STREAMS, advance, noise_key, randn, timesteps
 from .schedule import NoiseSchedule
 from .vlb import hybrid_loss, prior_kl, vlb_loss
 
@@ -16,6 +16,7 @@ except PackageNotFoundError:  # run from a source tree that was never installed
     __version__ = "unknown"
 
 __all__ = [
+    "STREAMS",
     "GaussianDiffusion",
     "LossSecondMoment",
     "NoiseSchedule",

@@ -1,6 +1,7 @@
 """Checks of arguments, shared by the public functions. Each error names the argument, what was expected and what came."""
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -20,19 +21,24 @@ def check_float_dtype(name: str, dtype: torch.dtype) -> None:
         raise TypeError(f"{name}: expected float32, bfloat16, float16 or float64, got {dtype}")
 
 
-def check_int(name: str, value: object) -> None:
-    if type(value) is not int:
-        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+def as_int(name: str, value: object, expected: str = "an int") -> int:
+    """An int, numpy's among them; no bool."""
+    if type(value) is int:
+        return value
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected {expected}, got {describe(value)}")
+    return int(value)
 
 
-def check_shape(name: str, shape: object) -> None:
-    """(B, ...) of sizes that are 0 or more."""
-    if not isinstance(shape, Sequence) or not shape or not all(isinstance(n, int) and n >= 0 for n in shape):
+def as_shape(name: str, shape: object) -> tuple[int, ...]:
+    """(B, ...) of sizes that are 0 or more, from any sequence."""
+    if not isinstance(shape, Sequence) or not shape or not all(isinstance(n, Integral) and int(n) >= 0 for n in shape):
         raise ValueError(f"{name}: expected (B, ...), got {shape}")
+    return tuple(map(int, shape))
 
 
 def check_no_grad(name: str, x: Tensor) -> None:
-    """No function is differentiable in its noise, nor a loss in the data: better refused than dropped."""
+    """No function is differentiable in its noise, nor a loss in the data or its weights: better refused than dropped."""
     if x.requires_grad and torch.is_grad_enabled():
         raise ValueError(f"{name}: expected a tensor that does not require grad, since no gradient flows to it here; detach it")
 

@@ -8,14 +8,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import samplers
-from .bits_per_dim import bits_per_dim
-from .checks import check_data, check_key, check_one_of, check_shape, describe
-from .functional import check_reduction, mse_loss, q_sample, reverse_step
+from .bits_per_dim import Walk, keys_of, parts_of, share_of
+from .checks import as_shape, check_data, check_key, check_noise, check_one_of, describe
+from .coefficients import vlb_rows
+from .functional import arithmetic, check_reduction, mse_loss, q_sample, reverse_step
 from .importance import LossSecondMoment
-from .models import Model, call_model, device_of
-from .noise import INITIAL, REVERSE, advance, noise_key, randn, timesteps
+from .models import Model, call_model, device_of, timesteps_of
+from .noise import advance, noise_key, randn, timesteps
 from .schedule import FIRST_VARIANCES, LEARNED_VARIANCE_TYPES, VARIANCE_TYPES, NoiseSchedule, check_schedule
-from .vlb import CDFS, hybrid_loss, vlb_loss
+from .vlb import CDFS, hybrid_loss, prior_kl, vlb_loss
 
 LOSSES = ("mse", "kl", "rescaled_kl", "hybrid")
 
@@ -173,22 +174,83 @@ class GaussianDiffusion:
             float32 `shape`.
         """
         check_one_of("sampler", sampler, ("ddpm",))
-        check_shape("shape", shape)
+        shape = as_shape("shape", shape)
         if isinstance(seed, Tensor) and seed.shape != shape[:1]:
             raise ValueError(f"seed: expected an int or [{shape[0]}] seeds, one an image, got {describe(seed)}")
         device = device_of(model) if device is None else torch.device(device)
-        chain = self.schedule if steps is None else self.schedule.respace(steps)
-        rows = samplers.ddpm(chain, self.prediction_type, self.variance_type, clip_denoised)
-        x = randn(noise_key(seed, 0, shape[0], stream=INITIAL, device=device), shape)
-        key = noise_key(seed, 0, shape[0], stream=REVERSE, device=device)
-        model_t = rows.timesteps.to(device)
+        rows = samplers.ddpm(self._chain(steps), self.prediction_type, self.variance_type, clip_denoised)
+        x = randn(noise_key(seed, 0, shape[0], stream="initial", device=device), shape)
+        key = noise_key(seed, 0, shape[0], stream="reverse", device=device)
+        model_t = timesteps_of(rows, shape[0], device)
         for i in tqdm(range(len(rows) - 1, -1, -1), desc="sampling", unit="step", disable=not progress):
-            output = call_model(model, x, model_t[i].expand(shape[0]), model_kwargs, self.variance_type)
+            output = call_model(model, x, model_t[i], model_kwargs, self.variance_type)
             x, _ = reverse_step(output, x, i, rows, key, return_x_0=False)
             advance(key)
         return x
 
-    bits_per_dim = bits_per_dim  # a function of bits_per_dim.py, whose first argument is the diffusion
+    @torch.no_grad()
+    def bits_per_dim(
+        self,
+        model: Model,
+        x_0: Tensor,
+        seed: int | Tensor = 0,
+        noise: Tensor | None = None,
+        clip_denoised: bool = True,
+        cdf: str = "exact",
+        model_kwargs: Mapping[str, Any] | None = None,
+        steps: int | None = None,
+        batch_size: int | None = None,
+        first_sample: int = 0,
+        progress: bool = True,
+    ) -> dict[str, Tensor]:
+        """The bound on each sample's -log p(x_0), by one draw of each x_t: L_T + L_0 + .. + L_{T-1} (Ho et al. 2020, eq. 5).
+
+        Args:
+            model: as `GaussianDiffusion` takes it; put it in eval mode first.
+            x_0: data `[B, ...]` in [-1, 1]. The likelihood is that of 256 levels, so the figure is meant for 8-bit data.
+            seed: an int, or an integer tensor `[B]` of one seed a sample. The noise is a function of (seed, t, sample), t the
+                timestep in the original chain.
+            noise: the noise of every step, a tensor of x_0's shape or a key, in place of the seed's.
+            clip_denoised: clamp x_0_hat to [-1, 1].
+            cdf: of the likelihood at index 0: "exact", or "tanh" for the published code's approximation.
+            model_kwargs: passed on to the model; with `batch_size`, each chunk's share of the tensors whose first size is B.
+            steps: how many steps of the chain to walk, evenly spaced to its end; None for all. Fewer give another bound: that
+                of the shorter chain, whose samples `sample` draws with as many steps.
+            batch_size: samples at a time, None for all: for memory only, the noise is the same.
+            first_sample: the index of the first sample, so that data evaluated in parts sees the noise of the whole.
+            progress: show a bar.
+
+        Returns:
+            "total" and "prior" (L_T), `[B]`, bits a dimension; and `[B, T]`, a column for each index 0 .. T-1 of the chain
+            walked, ascending (OpenAI's descend): "vb" (L_t), bits a dimension; "x_0_mse"; "eps_mse", which is snr_t x_0_mse.
+            total = prior + vb.sum(1). float32 (float64 for float64).
+
+        Raises:
+            TypeError, ValueError: an argument, or the model's output, of a wrong dtype, shape or device, named.
+        """
+        check_data("x_0", x_0)
+        check_one_of("cdf", cdf, CDFS)
+        if noise is not None:
+            check_noise(noise, "x_0", x_0)
+        chain = self._chain(steps)
+        given = noise_key(seed, 0, len(x_0), first_sample, "evaluation", x_0.device) if noise is None else noise
+        options = (self.prediction_type, self.variance_type, clip_denoised, self.first_variance)
+        rows = vlb_rows(chain, *options, None, x_0.device, arithmetic(x_0))
+        walk = Walk(chain, rows, model, self.variance_type, cdf == "tanh")
+        prior, snr = prior_kl(x_0, chain), chain.snr.to(rows)
+        parts = parts_of(len(x_0), batch_size)
+        terms = []
+        with tqdm(total=len(parts) * len(chain), desc="bits/dim", unit="step", disable=not progress) as bar:
+            for part in parts:
+                noises = keys_of(given[part], chain) if noise is None else [given[part]] * len(chain)
+                kwargs = model_kwargs if len(parts) == 1 else share_of(model_kwargs, part, len(x_0))
+                terms.append(walk.terms(x_0[part], noises, kwargs, bar))
+        vb, x_0_mse = torch.cat(terms, 2).permute(1, 2, 0).contiguous()
+        return {"total": prior + vb.sum(1), "prior": prior, "vb": vb, "x_0_mse": x_0_mse, "eps_mse": snr * x_0_mse}
+
+    def _chain(self, steps: int | None) -> NoiseSchedule:
+        return self.schedule if steps is None else self.schedule.respace(steps)
 
     def _model_t(self, t: Tensor) -> Tensor:
-        return self.schedule.timesteps_on(t.device)[t] if self.schedule.is_respaced else t
+        """In memory of its own, which the model may change."""
+        return self.schedule.timesteps_on(t.device)[t] if self.schedule.is_respaced else t.clone()

@@ -9,7 +9,18 @@ import torch
 from torch import Tensor
 
 from . import autograd, ops
-from .checks import check_data, check_index, check_like, check_no_grad, check_noise, check_one_of, check_output, describe
+from .checks import (
+    as_int,
+    check_data,
+    check_index,
+    check_like,
+    check_no_grad,
+    check_noise,
+    check_one_of,
+    check_output,
+    describe,
+)
+from .coefficients import mse_rows, q_sample_rows, q_step_rows
 from .samplers import StepRows
 from .schedule import NoiseSchedule, check_schedule
 
@@ -26,18 +37,18 @@ def q_sample(x_0: Tensor, t: Tensor | int, schedule: NoiseSchedule, noise: Tenso
         noise: a key of B rows, whose normals are made on the way, or a tensor of x_0's shape.
 
     Returns:
-        x_t, of x_0's shape, dtype and layout. Differentiable in x_0, once.
+        x_t, of x_0's shape, dtype and layout. Differentiable in x_0.
 
     Raises:
         TypeError, ValueError: an argument of a wrong dtype, shape or device, named.
         IndexError: t out of range, on the CPU. On a GPU, where reading it would wait, that sample becomes NaN.
     """
-    return _noised("x_0", x_0, t, schedule, noise, NoiseSchedule.q_sample_rows)
+    return _noised("x_0", x_0, t, schedule, noise, q_sample_rows)
 
 
 def q_step(x_prev: Tensor, t: Tensor | int, schedule: NoiseSchedule, noise: Tensor) -> Tensor:
     """x_t = sqrt(alpha_t) x_{t-1} + sqrt(beta_t) z: one step of the forward chain (Ho et al. 2020, eq. 2). As `q_sample`."""
-    return _noised("x_prev", x_prev, t, schedule, noise, NoiseSchedule.q_step_rows)
+    return _noised("x_prev", x_prev, t, schedule, noise, q_step_rows)
 
 
 def _noised(name, x, t, schedule, noise, rows_on) -> Tensor:
@@ -74,8 +85,7 @@ def mse_loss(
         reduction: "mean", "sum", or "none" for `[B]`.
 
     Returns:
-        float32 (float64 for float64): a scalar, or `[B]`. Differentiable in model_output (twice, in float32 and float64 on a
-        CPU; once elsewhere).
+        float32 (float64 for float64): a scalar, or `[B]`. Differentiable in model_output.
 
     Raises:
         TypeError, ValueError: an argument missing, or of a wrong dtype, shape or device, named.
@@ -89,7 +99,7 @@ def mse_loss(
     noise, x_0, x_t = _target_inputs(prediction_type, model_output, noise, x_0, x_t)
     target = prediction_type if x_t is None else "previous_from_x_t"
     name = check_weight(weight, prediction_type, schedule, model_output)
-    rows = weighted(schedule.mse_rows(target, name, model_output.device, arithmetic(model_output)), weight)
+    rows = weighted(mse_rows(schedule, target, name, model_output.device, arithmetic(model_output)), weight)
     return autograd.mse_loss(model_output, noise, x_0, x_t, index, rows, REDUCTIONS[reduction])
 
 
@@ -130,6 +140,7 @@ def check_weight(weight: str | Tensor | None, prediction_type: str, schedule: No
         raise ValueError(f"weight: expected None, 'min_snr' or a floating [{len(schedule)}] table, got {describe(weight)}")
     if weight.device != x.device:
         raise ValueError(f"weight: expected model_output's device {x.device}, got {weight.device}")
+    check_no_grad("weight", weight)
     return None
 
 
@@ -137,7 +148,7 @@ def weighted(rows: Tensor, weight: str | Tensor | None) -> Tensor:
     """The rows with a table of the caller's for their last column."""
     if not isinstance(weight, Tensor):
         return rows
-    return torch.cat((rows[:, :-1], weight.detach().to(rows.dtype)[:, None]), 1)
+    return torch.cat((rows[:, :-1], weight.detach().to(rows.dtype)[:, None]), 1)  # w is the last of MseRow and of VlbRow
 
 
 def reverse_step(
@@ -145,7 +156,7 @@ def reverse_step(
     x_t: Tensor,
     i: Tensor | int,
     rows: StepRows,
-    noise: Tensor | None = None,
+    noise: Tensor | str | None = None,
     return_x_0: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """One reverse update, x_t to x_{t-1}, for any sampler that is a table of rows (for DDPM, Ho et al. 2020, algorithm 2).
@@ -158,11 +169,12 @@ def reverse_step(
         x_t: the current sample `[B, ...]`.
         i: indices into the rows: the last one first, 0 for the final step. A tensor, or an int.
         rows: a sampler's table, e.g. `samplers.ddpm(schedule)`.
-        noise: a key of B rows or a tensor of x_t's shape; None leaves the noise out.
+        noise: a key of B rows (of stream "reverse"; `noise_key`'s default is the training noise), or a tensor of x_t's shape.
+            None where the rows add no noise; "none" to leave it out of rows that do.
         return_x_0: False leaves x_0_hat unwritten and returns None for it.
 
     Returns:
-        (x_prev, x_0_hat), both of x_t's shape, dtype and layout. Differentiable in model_output and x_t, once.
+        (x_prev, x_0_hat), both of x_t's shape, dtype and layout. Differentiable in model_output and x_t.
 
     Raises:
         TypeError, ValueError: an argument of a wrong dtype, shape or device, named.
@@ -173,11 +185,21 @@ def reverse_step(
         raise TypeError(f"rows: expected the StepRows of a sampler such as samplers.ddpm(schedule), got {describe(rows)}")
     check_output(model_output, rows.variance_type, "x_t", x_t)
     index = row_index("i", i, x_t, rows)
-    if noise is not None:
-        check_noise(noise, "x_t", x_t)
+    noise = _step_noise(noise, x_t, rows)
     table = rows.on(x_t.device, arithmetic(x_t))
     x_prev, x_0 = autograd.reverse_step(model_output, x_t, noise, index, table, return_x_0)
     return x_prev, x_0 if return_x_0 else None
+
+
+def _step_noise(noise: Tensor | str | None, x_t: Tensor, rows: StepRows) -> Tensor | None:
+    if isinstance(noise, str):
+        check_one_of("noise", noise, ("none",))
+        return None
+    if noise is not None:
+        check_noise(noise, "x_t", x_t)
+    elif rows.adds_noise:
+        raise ValueError("noise: expected a key or a tensor, since these rows add noise, or 'none' to leave it out, got None")
+    return noise
 
 
 def arithmetic(x: Tensor) -> torch.dtype:
@@ -189,8 +211,7 @@ def row_index(name: str, t: Tensor | int, x: Tensor, table: NoiseSchedule | Step
     if isinstance(t, Tensor):
         check_index(name, t, x)
         return t
-    if not isinstance(t, int) or isinstance(t, bool):
-        raise TypeError(f"{name}: expected an int32 or int64 tensor [B] or an int, got {describe(t)}")
-    if not 0 <= t < len(table):
-        raise IndexError(f"{name}: expected 0 .. {len(table) - 1}, got {t}")
-    return table.indices_on(x.device)[t]
+    index = as_int(name, t, "an int32 or int64 tensor [B] or an int")
+    if not 0 <= index < len(table):
+        raise IndexError(f"{name}: expected 0 .. {len(table) - 1}, got {index}")
+    return table.indices_on(x.device)[index]

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .checks import check_int, describe
+from .checks import as_int, describe
 from .noise import timesteps
 
 _WORDS = 1 << 30
@@ -48,8 +48,7 @@ class LossSecondMoment:
         uniform_prob: float = 0.001,
         device: torch.device | str | None = None,
     ):
-        check_int("num_timesteps", num_timesteps)
-        check_int("history", history)
+        num_timesteps, history = as_int("num_timesteps", num_timesteps), as_int("history", history)
         if not 1 <= num_timesteps < _WORDS // 2:
             raise ValueError(f"num_timesteps: expected 1 <= T < 2^29, got {num_timesteps}")
         if history < 1:

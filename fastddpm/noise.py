@@ -8,10 +8,27 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .checks import check_float_dtype, check_int, check_key, check_shape, describe
+from .checks import as_int, as_shape, check_float_dtype, check_key, check_one_of, describe
+from .reference.keys import TIMESTEP_STREAM
 
-TRAINING, REVERSE, INITIAL, TIMESTEP, EVALUATION = range(5)
-"""Streams: training noise, a reverse step's noise, the initial x_T, the timestep t, evaluation. 5 and up are reserved."""
+STREAMS = {
+    "training": 0,
+    "reverse": 1,
+    "initial": 2,
+    "timestep": TIMESTEP_STREAM,
+    "evaluation": 4,
+    "label_dropping": 5,
+    "image_to_image": 6,
+    "inpainting": 7,
+    "offset_noise": 8,
+    "input_perturbation": 9,
+    "churn": 10,
+    "condition_dropout": 11,
+    "data_order": 12,
+    "user": 14,
+    "user_2": 15,
+}
+"""What each stream of a run's noise is for (docs/noise.md); 13 is spare."""
 
 MAX_STEP = 1 << 28
 MAX_SAMPLE = 1 << 32
@@ -23,7 +40,7 @@ def noise_key(
     step: int = 0,
     batch_size: int | None = None,
     first_sample: int = 0,
-    stream: int = TRAINING,
+    stream: str | int = "training",
     device: torch.device | str | None = None,
 ) -> Tensor:
     """A key for each sample of a batch.
@@ -34,29 +51,26 @@ def noise_key(
         step: the training step, or the position in a sampling loop; 0 <= step < 2^28.
         batch_size: B. Needed with an int seed (default 1); with a tensor of seeds it must agree or be left out.
         first_sample: the index of the batch's first sample (rank * B on rank `rank`); samples are numbered from there.
-        stream: which of a run's streams of noise this is: 0 training, 1 reverse step, 2 initial x_T, 3 timestep, 4 evaluation.
+        stream: which of a run's streams of noise this is, a name of `STREAMS` or its number: "training", a loop's "initial" x_T
+            and its steps' "reverse", .., and "user" and "user_2" for whatever you like.
         device: where the key lives; it must be the data's device. Default: the seeds' device, or torch's default device.
 
     Returns:
         int64 `[B, 2]`.
 
     Raises:
-        ValueError: a step, sample index or stream out of its range.
+        ValueError: a step, sample index or stream out of its range, or an unknown stream.
         TypeError: a seed that is neither an int nor an integer tensor.
     """
-    check_int("step", step)
-    check_int("first_sample", first_sample)
-    check_int("stream", stream)
+    step, first_sample = as_int("step", step), as_int("first_sample", first_sample)
     if batch_size is not None:
-        check_int("batch_size", batch_size)
+        batch_size = as_int("batch_size", batch_size)
     if not 0 <= step < MAX_STEP:
         raise ValueError(f"step: expected 0 <= step < 2^28, got {step}")
-    if not 0 <= stream < MAX_STREAM:
-        raise ValueError(f"stream: expected 0 <= stream < 16, got {stream}")
+    stream = _stream(stream)
     if isinstance(seed, Tensor):
         return _key_of_seeds(seed, step, batch_size, first_sample, stream, device)
-    if not isinstance(seed, int):
-        raise TypeError(f"seed: expected an int or an integer tensor [B], got {type(seed).__name__}")
+    seed = as_int("seed", seed, "an int or an integer tensor [B]")
     size = 1 if batch_size is None else batch_size
     if size < 0:
         raise ValueError(f"batch_size: expected 0 or more, got {size}")
@@ -65,6 +79,16 @@ def noise_key(
     key = torch.empty((size, 2), dtype=torch.int64, device=device)
     ops.fill_key_(key, _signed64(seed), _subsequence(stream, step, first_sample))
     return key
+
+
+def _stream(stream: str | int) -> int:
+    if isinstance(stream, str):
+        check_one_of("stream", stream, tuple(STREAMS))
+        return STREAMS[stream]
+    number = as_int("stream", stream, "a name of STREAMS or its number")
+    if not 0 <= number < MAX_STREAM:
+        raise ValueError(f"stream: expected 0 <= stream < 16, got {number}")
+    return number
 
 
 def _key_of_seeds(
@@ -93,20 +117,20 @@ def advance(key: Tensor, steps: int = 1) -> Tensor:
     """Adds `steps` to the step of every row of a key, in place and on its device, and returns the key.
 
     Inside a captured CUDA graph it makes each replay draw fresh noise; inside `torch.compile` it is how the step moves without
-    a recompilation. A backward makes its noise from the key again, so advance the key after it.
+    a recompilation. A backward that is still to come sees the key as its forward did.
 
     Raises:
         OverflowError: on the CPU, where a step would leave 0 .. 2^28 - 1 (nothing is changed then). Other devices are not
             asked, since that would wait for them; the step wraps inside its 28 bits there.
     """
     check_key("key", key)
-    check_int("steps", steps)
+    steps = as_int("steps", steps)
     if key.shape[0] > 1 and key.stride(0) == 0:
         raise ValueError(
             "key: expected rows of their own, got an expanded tensor, whose one row would advance for each; clone it"
         )
     ops.advance_(key, steps)
-    if not torch.compiler.is_compiling():  # so that a backward which still needs the old key raises and is not wrong
+    if not torch.compiler.is_compiling():  # whoever saved this very tensor for a backward is told
         torch.autograd.graph.increment_version(key)
     return key
 
@@ -130,7 +154,7 @@ def randn(
     """
     check_key("key", key)
     check_float_dtype("dtype", dtype)
-    check_shape("shape", shape)
+    shape = as_shape("shape", shape)
     if shape[0] != key.shape[0]:
         raise ValueError(f"shape: expected a first size of {key.shape[0]} (the key's rows), got {shape}")
     out = torch.empty(shape, dtype=dtype, device=key.device, memory_format=memory_format)
@@ -149,7 +173,7 @@ def timesteps(key: Tensor, num_timesteps: int) -> Tensor:
         int64 `[B]`, values 0 .. T-1, on the key's device.
     """
     check_key("key", key)
-    check_int("num_timesteps", num_timesteps)
+    num_timesteps = as_int("num_timesteps", num_timesteps)
     if not 1 <= num_timesteps < 1 << 31:
         raise ValueError(f"num_timesteps: expected 1 <= T < 2^31, got {num_timesteps}")
     return ops.timesteps(key, num_timesteps)

@@ -3,6 +3,7 @@
 Every op takes tensors that `functional` has checked. `noise` is a key (int64 `[B, 2]`) or a tensor; `t` and `index` choose the
 row of `rows` for each sample; the dtype of `rows` is the dtype of the arithmetic. `reduction` is 0 none, 1 mean, 2 sum. An
 output of twice the data's channels holds the variance's behind the mean's. An `x_t` of None is made again from x_0 and `noise`.
+A loss `with_grad` comes with its gradient for an upstream gradient of one; without, `grad` is empty.
 
 The CPU key is served by the C++ extension where it is built, the CUDA key (NVIDIA and ROCm) by Triton. Everything else runs
 `reference`.
@@ -33,17 +34,14 @@ copy_key = _define("copy_key", "(Tensor key) -> Tensor")
 randn_ = _define("randn_", "(Tensor(a!) out, Tensor key) -> ()")
 timesteps = _define("timesteps", "(Tensor key, int num_timesteps) -> Tensor")
 noising = _define("noising", "(Tensor x, Tensor? noise, Tensor t, Tensor rows) -> Tensor")
-mse_loss = _define("mse_loss", f"({_TARGET}) -> Tensor")
-mse_loss_with_grad = _define("mse_loss_with_grad", f"({_TARGET}) -> (Tensor, Tensor)")
-mse_loss_backward = _define("mse_loss_backward", f"(Tensor grad_loss, {_TARGET}) -> Tensor")
+mse_loss = _define("mse_loss", f"({_TARGET}, bool with_grad) -> (Tensor loss, Tensor grad)")
+mse_loss_backward = _define("mse_loss_backward", f"({_TARGET}, Tensor grad_loss) -> Tensor")
 scale_grad_ = _define("scale_grad_", "(Tensor(a!) grad, Tensor grad_loss) -> ()")
-vlb_loss = _define("vlb_loss", f"({_BOUND}, int reduction) -> Tensor")
-vlb_loss_with_grad = _define("vlb_loss_with_grad", f"({_BOUND}, int reduction) -> (Tensor, Tensor)")
-vlb_loss_backward = _define("vlb_loss_backward", f"(Tensor grad_loss, {_BOUND}, int reduction) -> Tensor")
-hybrid_loss = _define("hybrid_loss", f"({_HYBRID}) -> (Tensor loss, Tensor mse, Tensor vlb)")
-hybrid_loss_with_grad = _define("hybrid_loss_with_grad", f"({_HYBRID}) -> (Tensor loss, Tensor mse, Tensor vlb, Tensor grad)")
+vlb_loss = _define("vlb_loss", f"({_BOUND}, int reduction, bool with_grad) -> (Tensor loss, Tensor grad)")
+vlb_loss_backward = _define("vlb_loss_backward", f"({_BOUND}, int reduction, Tensor grad_loss) -> Tensor")
+hybrid_loss = _define("hybrid_loss", f"({_HYBRID}, bool with_grad) -> (Tensor loss, Tensor mse, Tensor vlb, Tensor grad)")
 hybrid_loss_backward = _define(
-    "hybrid_loss_backward", f"(Tensor? grad_loss, Tensor? grad_mse, Tensor? grad_vlb, {_HYBRID}) -> Tensor"
+    "hybrid_loss_backward", f"({_HYBRID}, Tensor? grad_loss, Tensor? grad_mse, Tensor? grad_vlb) -> Tensor"
 )
 vlb_terms = _define("vlb_terms", f"({_BOUND}, Tensor? next_noise, Tensor? next_t) -> (Tensor terms, Tensor next_x_t)")
 reverse_step = _define(
@@ -94,60 +92,37 @@ def _(x, noise, t, rows):
     return torch.empty_like(x)
 
 
-def _fake_loss(model_output, rows, reduction):
-    return rows.new_empty(model_output.shape[:1] if reduction == NONE else ())
+def _fake_losses(count, model_output, rows, reduction, with_grad):
+    shape = model_output.shape[:1] if reduction == NONE else ()
+    grad = torch.empty_like(model_output) if with_grad else model_output.new_empty(0)
+    return *(rows.new_empty(shape) for _ in range(count)), grad
 
 
 @_fake(mse_loss)
-def _(model_output, noise, x_0, x_t, t, rows, reduction):
-    return _fake_loss(model_output, rows, reduction)
+def _(model_output, noise, x_0, x_t, t, rows, reduction, with_grad):
+    return _fake_losses(1, model_output, rows, reduction, with_grad)
 
 
-@_fake(mse_loss_with_grad)
-def _(model_output, noise, x_0, x_t, t, rows, reduction):
-    return _fake_loss(model_output, rows, reduction), torch.empty_like(model_output)
+@_fake(vlb_loss)
+def _(model_output, x_0, x_t, noise, t, rows, tanh_cdf, reduction, with_grad):
+    return _fake_losses(1, model_output, rows, reduction, with_grad)
+
+
+@_fake(hybrid_loss)
+def _(model_output, x_0, x_t, noise, t, rows, tanh_cdf, vlb_weight, reduction, with_grad):
+    return _fake_losses(3, model_output, rows, reduction, with_grad)
 
 
 @_fake(mse_loss_backward)
-def _(grad_loss, model_output, noise, x_0, x_t, t, rows, reduction):
+@_fake(vlb_loss_backward)
+@_fake(hybrid_loss_backward)
+def _fake_grad(model_output, *others):
     return torch.empty_like(model_output)
 
 
 @_fake(scale_grad_)
 def _(grad, grad_loss):
     return None
-
-
-@_fake(vlb_loss)
-def _(model_output, x_0, x_t, noise, t, rows, tanh_cdf, reduction):
-    return _fake_loss(model_output, rows, reduction)
-
-
-@_fake(vlb_loss_with_grad)
-def _(model_output, x_0, x_t, noise, t, rows, tanh_cdf, reduction):
-    return _fake_loss(model_output, rows, reduction), torch.empty_like(model_output)
-
-
-@_fake(vlb_loss_backward)
-def _(grad_loss, model_output, x_0, x_t, noise, t, rows, tanh_cdf, reduction):
-    return torch.empty_like(model_output)
-
-
-@_fake(hybrid_loss)
-def _(model_output, x_0, x_t, noise, t, rows, tanh_cdf, vlb_weight, reduction):
-    loss, mse, vlb = (_fake_loss(model_output, rows, reduction) for _ in range(3))
-    return loss, mse, vlb
-
-
-@_fake(hybrid_loss_with_grad)
-def _(model_output, x_0, x_t, noise, t, rows, tanh_cdf, vlb_weight, reduction):
-    loss, mse, vlb = (_fake_loss(model_output, rows, reduction) for _ in range(3))
-    return loss, mse, vlb, torch.empty_like(model_output)
-
-
-@_fake(hybrid_loss_backward)
-def _(grad_loss, grad_mse, grad_vlb, model_output, x_0, x_t, noise, t, rows, tanh_cdf, vlb_weight, reduction):
-    return torch.empty_like(model_output)
 
 
 @_fake(vlb_terms)

@@ -6,37 +6,59 @@ import torch
 from torch import Tensor
 
 from .checks import check_one_of
-from .rows import variance_columns, x_0_columns
+from .coefficients import variance_columns, x_0_columns
+from .rows import StepRow, pack
 from .schedule import FIXED_VARIANCE_TYPES, PREDICTION_TYPES, VARIANCE_TYPES, NoiseSchedule
 from .tables import Tables
 
 
-class StepRows:
-    """A sampler's coefficients.
+class StepRows(Tables):
+    """A sampler: the coefficients of each of its steps, and what the network is given there.
+
+    Args:
+        timesteps: `[S]`, what the network is given at each row; row 0 is the last step.
+        variance_type: "learned" and "learned_range" want a network's output of twice the channels.
+        columns: of `rows.StepRow`, by name, each `[S]` or one number for all; 0 where not given, and no bound.
 
     Attributes:
-        table: float64 `[S, 8]` on the CPU: p_x, p_o, bound, k_x, k_0, k_o, sigma, k_v of `reverse_step`.
-        timesteps: int64 `[S]`, what the network is given at each row.
-        variance_type: "learned" and "learned_range" want a network's output of twice the channels.
+        timesteps, variance_type: as given.
+        columns: the `StepRow` of float64 `[S]` on the CPU.
+        adds_noise: whether any sigma is not 0.
+
+    Raises:
+        TypeError, ValueError: an unknown column, one of another length, or a NaN, named.
     """
 
-    def __init__(self, table: Tensor, timesteps: Tensor, variance_type: str = "fixed_small"):
-        self.table, self.timesteps, self.variance_type = table, timesteps, variance_type
-        self._tables = Tables(self._make_table)
+    def __init__(self, timesteps: Tensor, variance_type: str = "fixed_small", **columns: Tensor | float):
+        check_one_of("variance_type", variance_type, VARIANCE_TYPES)
+        unknown = columns.keys() - set(StepRow._fields)
+        if unknown:
+            raise TypeError(f"columns: expected names among {', '.join(StepRow._fields)}, got {', '.join(sorted(unknown))}")
+        self.timesteps, self.variance_type = timesteps, variance_type
+        given = {"bound": math.inf, **columns}
+        self.columns = StepRow(*(_column(name, given.get(name, 0.0), len(timesteps)) for name in StepRow._fields))
+        self.adds_noise = bool((self.columns.sigma != 0).any())
+        super().__init__(timesteps, *self.columns)
 
     def __len__(self) -> int:
-        return len(self.table)
+        return len(self.timesteps)
 
     def on(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """The table on a device, uploaded once."""
-        return self._tables.get("rows", tuple(self.table.shape), device, dtype)
+        """The table that the kernels read, on a device, uploaded once."""
+        return self.table(_packed, device, dtype)
 
-    def indices_on(self, device: torch.device) -> Tensor:
-        """0..S-1 on a device: an int index is a view of it, so that none is uploaded."""
-        return self._tables.get("indices", (len(self),), device, torch.int64)
 
-    def _make_table(self, name: str) -> Tensor:
-        return self.table if name == "rows" else torch.arange(len(self), device="cpu")
+def _column(name: str, values: Tensor | float, steps: int) -> Tensor:
+    column = torch.as_tensor(values, dtype=torch.float64, device="cpu").detach()
+    if column.shape not in ((), (steps,)):
+        raise ValueError(f"{name}: expected a number or [{steps}] (one a step), got shape {list(column.shape)}")
+    if bool(column.isnan().any()):
+        raise ValueError(f"{name}: expected numbers, got NaN")
+    return column.expand(steps).clone()
+
+
+def _packed(rows: StepRows) -> Tensor:
+    return pack(rows.columns)
 
 
 def ddpm(
@@ -66,21 +88,21 @@ def ddpm(
     if not clip_range > 0:
         raise ValueError(f"clip_range: expected a value above 0, got {clip_range}")
     p_x, p_o = x_0_columns(schedule, prediction_type)
-    zero, one = torch.zeros_like(p_x), torch.ones_like(p_x)
     direct = prediction_type == "previous"
     sigma, k_v = _deviation(schedule, variance_type)
     sigma[0] = 0
-    columns = (
-        p_x,
-        p_o,
-        one * (clip_range if clip_denoised else math.inf),
-        zero if direct else schedule.posterior_mean_x_t,
-        zero if direct else schedule.posterior_mean_x_0,
-        one if direct else zero,
-        sigma,
-        k_v,
+    return StepRows(
+        schedule.timesteps,
+        variance_type,
+        p_x=p_x,
+        p_o=p_o,
+        bound=clip_range if clip_denoised else math.inf,
+        k_x=0.0 if direct else schedule.posterior_mean_x_t,
+        k_0=0.0 if direct else schedule.posterior_mean_x_0,
+        k_o=1.0 if direct else 0.0,
+        sigma=sigma,
+        k_v=k_v,
     )
-    return StepRows(torch.stack(columns, 1), schedule.timesteps, variance_type)
 
 
 def _deviation(schedule: NoiseSchedule, variance_type: str) -> tuple[Tensor, Tensor]:

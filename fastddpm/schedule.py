@@ -1,16 +1,16 @@
-"""NoiseSchedule: betas -> float64 tables -> rows of coefficients for the kernels, cached per device.
+"""NoiseSchedule: betas -> float64 tables, of which coefficients.py makes the rows for the kernels.
 
 Notation: index i = 0..T-1 is step t = i + 1 of the papers; abar = alphas_cumprod; abar_0 = 1 before the first step.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import rows
 from .checks import check_one_of, describe
 from .tables import Tables
 
@@ -20,15 +20,9 @@ LEARNED_VARIANCE_TYPES = ("learned", "learned_range")
 VARIANCE_TYPES = (*FIXED_VARIANCE_TYPES, *LEARNED_VARIANCE_TYPES)
 FIRST_VARIANCES = ("posterior", "beta")
 SPACINGS = ("leading", "trailing", "linspace")
-WEIGHTS = (None, "min_snr")
-_MSE_TABLES = {(t, w): f"mse {t} {w}" for t in (*PREDICTION_TYPES, "previous_from_x_t") for w in WEIGHTS}
-_VLB_TABLES = {
-    case: " ".join(("vlb", *map(str, case)))
-    for case in itertools.product(PREDICTION_TYPES, VARIANCE_TYPES, (False, True), FIRST_VARIANCES, WEIGHTS)
-}
 
 
-class NoiseSchedule:
+class NoiseSchedule(Tables):
     """The noise schedule of a discrete-time diffusion: what each step adds, and the tables that follow.
 
     Make one with `linear`, `cosine`, `sigmoid`, `scaled_linear`, `from_betas` or `from_alphas_cumprod`. All tables are float64
@@ -42,6 +36,7 @@ class NoiseSchedule:
     """
 
     def __init__(self, betas: Tensor, alphas_cumprod: Tensor, timesteps: Tensor):
+        super().__init__(betas, alphas_cumprod, timesteps)
         self.betas, self.alphas_cumprod, self.timesteps = betas, alphas_cumprod, timesteps
         self.alphas = 1 - betas
         self.alphas_cumprod_prev = torch.cat((torch.ones(1, dtype=torch.float64, device="cpu"), alphas_cumprod[:-1]))
@@ -52,7 +47,6 @@ class NoiseSchedule:
         self.is_respaced = not torch.equal(timesteps, torch.arange(len(betas), device="cpu"))
         self.last_alpha_cumprod = float(alphas_cumprod[-1])
         self.has_zero_terminal_snr = self.last_alpha_cumprod == 0
-        self._tables = Tables(self._make_table)
 
     def __len__(self) -> int:
         return self.num_timesteps
@@ -105,13 +99,15 @@ class NoiseSchedule:
 
     @classmethod
     def from_betas(cls, betas: Tensor | Sequence[float]) -> "NoiseSchedule":
-        """From any betas `[T]` in (0, 1].
+        """From any betas `[T]` in (0, 1), the last one in (0, 1]: after a beta of 1 nothing of x_0 is left.
 
         Raises:
-            ValueError: no betas, not one-dimensional, NaN, or a value outside (0, 1] (named with its index).
+            ValueError: no betas, not one-dimensional, NaN, or a value out of range (named with its index).
         """
         betas = _table("betas", betas)
-        _check_values("betas", betas, (1 - betas < 1) & (betas <= 1), "in (0, 1]")
+        inside = (1 - betas < 1) & (betas < 1)
+        inside[-1] |= betas[-1] == 1
+        _check_values("betas", betas, inside, "in (0, 1), the last in (0, 1]")
         return cls(betas, torch.cumprod(1 - betas, 0), torch.arange(len(betas), device="cpu"))
 
     @classmethod
@@ -151,7 +147,7 @@ class NoiseSchedule:
         """
         if isinstance(steps, bool):
             raise TypeError(f"steps: expected an int or a list of ints, got {steps}")
-        index = self._spaced(steps, spacing) if isinstance(steps, int) else self._listed(steps)
+        index = self._spaced(int(steps), spacing) if isinstance(steps, Integral) else self._listed(steps)
         return self._from_levels("steps", self.alphas_cumprod[index], self.timesteps[index])
 
     def _spaced(self, steps: int, spacing: str) -> Tensor:
@@ -165,7 +161,7 @@ class NoiseSchedule:
             return torch.linspace(0, total - 1, steps, dtype=torch.float64, device="cpu").round().long()
         return (total - torch.arange(steps, dtype=torch.float64, device="cpu") * (total / steps)).round().long().flip(0) - 1
 
-    def _listed(self, steps: Sequence[int] | Tensor) -> Tensor:
+    def _listed(self, steps: Any) -> Tensor:
         index = torch.as_tensor(steps, device="cpu")
         if index.dim() != 1 or index.numel() == 0 or index.is_floating_point() or index.dtype == torch.bool:
             raise ValueError(f"steps: expected an int or a list of ints, got {describe(index)}")
@@ -207,79 +203,6 @@ class NoiseSchedule:
                 "(x_T is pure noise there, so no x_0 follows from a predicted epsilon)"
             )
 
-    # ---- rows for the kernels ----
-
-    def q_sample_rows(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """`[T, 2]`: sqrt(abar), sqrt(1 - abar)."""
-        return self._tables.get("q_sample", (self.num_timesteps, 2), device, dtype)
-
-    def q_step_rows(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """`[T, 2]`: sqrt(alpha), sqrt(beta)."""
-        return self._tables.get("q_step", (self.num_timesteps, 2), device, dtype)
-
-    def mse_rows(self, target: str, weight: str | None, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """`[T, 4]`: p, q, r, w of `target = p z + q x_0 + r x_t` and its weight. `target` is a prediction type, or
-        "previous_from_x_t" where x_t is at hand in place of the noise."""
-        if (target, weight) not in _MSE_TABLES:
-            check_one_of("weight", weight, WEIGHTS)
-            check_one_of("prediction_type", target, PREDICTION_TYPES)
-        return self._tables.get(_MSE_TABLES[target, weight], (self.num_timesteps, 4), device, dtype)
-
-    def vlb_rows(
-        self,
-        prediction_type: str,
-        variance_type: str,
-        clip_denoised: bool,
-        first_variance: str,
-        weight: str | None,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> Tensor:
-        """`[T, 16]` of the variational bound, and of the mean squared error beside it (`rows.vlb_rows` names the columns)."""
-        if not isinstance(clip_denoised, bool):
-            raise TypeError(f"clip_denoised: expected True or False, got {clip_denoised!r}")
-        case = (prediction_type, variance_type, clip_denoised, first_variance, weight)
-        if case not in _VLB_TABLES:
-            check_one_of("prediction_type", prediction_type, PREDICTION_TYPES)
-            check_one_of("variance_type", variance_type, VARIANCE_TYPES)
-            check_one_of("first_variance", first_variance, FIRST_VARIANCES)
-            check_one_of("weight", weight, WEIGHTS)
-        return self._tables.get(_VLB_TABLES[case], (self.num_timesteps, 16), device, dtype)
-
-    def prior_kl_rows(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """`[1, 4]`: a mean squared error against 0, of weight abar_T / (2 ln 2)."""
-        return self._tables.get("prior_kl", (1, 4), device, dtype)
-
-    def timesteps_on(self, device: torch.device) -> Tensor:
-        """`timesteps` on a device, uploaded once."""
-        return self._tables.get("timesteps", (len(self),), device, torch.int64)
-
-    def indices_on(self, device: torch.device) -> Tensor:
-        """0..T-1 on a device: an int index is a view of it, so that none is uploaded."""
-        return self._tables.get("indices", (len(self),), device, torch.int64)
-
-    def _make_table(self, name: str) -> Tensor:
-        if name == "q_sample":
-            return torch.stack((self.alphas_cumprod, 1 - self.alphas_cumprod), 1).sqrt()
-        if name == "q_step":
-            return torch.stack((self.alphas, self.betas), 1).sqrt()
-        if name == "timesteps":
-            return self.timesteps
-        if name == "indices":
-            return torch.arange(len(self), device="cpu")
-        if name == "prior_kl":
-            weight = self.alphas_cumprod[-1:] / (2 * math.log(2))
-            return torch.stack((*3 * (torch.zeros_like(weight),), weight), 1)
-        if name.startswith("vlb"):
-            _, prediction_type, variance_type, clip, first_variance, weighted = name.split()
-            weights = self._weights(prediction_type, weighted)
-            return rows.vlb_rows(self, prediction_type, variance_type, clip == "True", first_variance, weights)
-        _, target, weighted = name.split()
-        return torch.stack((*rows.target_columns(self, target), self._weights(target, weighted)), 1)
-
-    def _weights(self, prediction_type: str, weighted: str) -> Tensor:
-        return torch.ones_like(self.betas) if weighted == "None" else self.min_snr_weights(prediction_type)
-
 
 def check_schedule(schedule: object) -> None:
     if not isinstance(schedule, NoiseSchedule):
@@ -291,7 +214,7 @@ def _logistic(x: float) -> float:
 
 
 def _check_steps(num_timesteps: int) -> None:
-    if not isinstance(num_timesteps, int) or num_timesteps < 1:
+    if not isinstance(num_timesteps, Integral) or int(num_timesteps) < 1:
         raise ValueError(f"num_timesteps: expected an int of 1 or more, got {num_timesteps!r}")
 
 

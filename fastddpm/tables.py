@@ -1,56 +1,62 @@
-"""Tables of coefficients on devices: made once in float64, uploaded once, and found again without a trace.
+"""Tables of coefficients on devices: made once in float64, uploaded once, and found again without a trace."""
 
-Under `torch.compile` a cache that fills itself is a change that the compiler guards on: the second call would compile
-everything again. There the lookup is an op, which the compiler does not look into.
-"""
-
-import itertools
-import weakref
+import hashlib
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
-
-_library = torch.library.Library("fastddpm", "FRAGMENT")
-_library.define(
-    "table(int owner, str name, int[] shape, ScalarType dtype, Device device) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-_owners: weakref.WeakValueDictionary[int, "Tables"] = weakref.WeakValueDictionary()
-_numbers = itertools.count()
+from torch.utils._python_dispatch import _disable_current_modes
 
 
 class Tables:
-    """Named tables, each made on the CPU at its first use and kept on every device and dtype that asked for it."""
+    """What a schedule or a sampler is made of, with the tables that follow from it, for every device and dtype that asked.
 
-    def __init__(self, make: Callable[[str], Tensor]):
-        self._make = make
-        self._made: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
-        self._number = next(_numbers)
-        _owners[self._number] = self
+    A compiler takes a table for a constant of its graph, the real one, so it travels with an exported program. It guards on the
+    contents: equal schedules share a graph, another one has its own.
+    """
 
-    def get(self, name: str, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-        if torch.compiler.is_compiling():
-            return torch.ops.fastddpm.table(self._number, name, shape, dtype, device)
-        key = (name, device, dtype)
+    timesteps: Tensor
+
+    def __init__(self, *contents: Tensor):
+        self._digest = hashlib.sha256(b"".join(x.numpy().tobytes() for x in contents)).hexdigest()
+        self._made: dict[tuple, Tensor] = {}
+
+    def table(self, make: Callable[..., Tensor], device: torch.device, dtype: torch.dtype, *case: Any) -> Tensor:
+        """`make(self, *case)` as a tensor of a dtype on a device. Nobody may write into it."""
+        if torch.compiler.is_dynamo_compiling():
+            return self._constant(self._digest, make, device, dtype, *case)[0]
+        return self._found(make, device, dtype, *case)
+
+    @torch.compiler.assume_constant_result
+    def _constant(self, digest: str, *wanted: Any) -> tuple[Tensor]:
+        """The digest is passed so that the compiler guards on it; in a tuple each table gets a name of its own in the graph."""
+        return (self._found(*wanted),)
+
+    def _found(self, make: Callable[..., Tensor], device: torch.device, dtype: torch.dtype, *case: Any) -> Tensor:
+        key = (make, case, device, dtype)
         table = self._made.get(key)
         if table is None:
-            with torch.inference_mode(False):  # a tensor made inside could not be saved for a backward later
-                table = self._made[key] = self._make(name).to(dtype=dtype, copy=True).to(device)
+            # made in inference mode it could not be saved for a backward later, and under a tracer it would be no tensor at all
+            with torch.inference_mode(False), _disable_current_modes():
+                table = self._made[key] = make(self, *case).to(dtype=dtype, copy=True).to(device)
         return table
 
-    def __reduce__(self):
-        return Tables, (self._make,)  # a copy in another process, or by deepcopy, makes its own
+    def timesteps_on(self, device: torch.device) -> Tensor:
+        """`timesteps` on a device, uploaded once."""
+        return self.table(_timesteps, device, torch.int64)
+
+    def indices_on(self, device: torch.device) -> Tensor:
+        """0 .. len - 1 on a device: an int index is a view of it, so that none is uploaded."""
+        return self.table(_indices, device, torch.int64)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_made": {}}  # a copy, here or in another process, makes its own
 
 
-def _table(owner: int, name: str, shape: list[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A copy: a compiler takes what an op returns for its own, and writes into its memory when it is done with it."""
-    return _owners[owner].get(name, tuple(shape), device, dtype).clone()
+def _timesteps(owner: Tables) -> Tensor:
+    return owner.timesteps
 
 
-def _fake_table(owner: int, name: str, shape: list[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device=device)
-
-
-_library.impl("table", _table, "CompositeExplicitAutograd")
-torch.library.register_fake("fastddpm::table", _fake_table, lib=_library)
+def _indices(owner: Tables) -> Tensor:
+    return torch.arange(len(owner.timesteps), device="cpu")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import autograd, ops
 from .checks import check_data, check_no_grad, check_noise, check_one_of, check_output, describe
+from .coefficients import prior_kl_rows, vlb_rows
 from .functional import REDUCTIONS, arithmetic, check_reduction, check_weight, row_index, weighted
 from .schedule import VARIANCE_TYPES, NoiseSchedule, check_schedule
 
@@ -52,8 +53,7 @@ def vlb_loss(
         reduction: "mean", "sum", or "none" for `[B]`.
 
     Returns:
-        float32 (float64 for float64) bits a dimension: a scalar, or `[B]`. Differentiable in model_output (twice, in float32
-        and float64 on a CPU; once elsewhere).
+        float32 (float64 for float64) bits a dimension: a scalar, or `[B]`. Differentiable in model_output.
 
     Raises:
         TypeError, ValueError: an argument of a wrong dtype, shape, device or name, named.
@@ -62,7 +62,7 @@ def vlb_loss(
     index = _checked(model_output, x_0, x_t, t, schedule, prediction_type, variance_type, cdf)
     check_reduction(reduction)
     dtype = arithmetic(model_output)
-    rows = schedule.vlb_rows(prediction_type, variance_type, clip_denoised, first_variance, None, x_0.device, dtype)
+    rows = vlb_rows(schedule, prediction_type, variance_type, clip_denoised, first_variance, None, x_0.device, dtype)
     given, key = (None, x_t) if _is_key(x_t) else (x_t, None)
     return autograd.vlb_loss(model_output, x_0, given, key, index, rows, cdf == "tanh", REDUCTIONS[reduction])
 
@@ -105,7 +105,7 @@ def hybrid_loss(
     given, noise = _hybrid_noise(x_0, x_t, noise, prediction_type)
     name = check_weight(weight, prediction_type, schedule, x_0)
     dtype = arithmetic(model_output)
-    rows = schedule.vlb_rows(prediction_type, variance_type, clip_denoised, first_variance, name, x_0.device, dtype)
+    rows = vlb_rows(schedule, prediction_type, variance_type, clip_denoised, first_variance, name, x_0.device, dtype)
     rows = weighted(rows, weight)
     scale = len(schedule) / 1000 if vlb_weight is None else _number("vlb_weight", vlb_weight)
     inputs = (model_output, x_0, given, noise, index, rows, cdf == "tanh", scale, REDUCTIONS[reduction])
@@ -124,7 +124,7 @@ def prior_kl(x_0: Tensor, schedule: NoiseSchedule) -> Tensor:
     """
     check_data("x_0", x_0)
     check_schedule(schedule)
-    rows, first = schedule.prior_kl_rows(x_0.device, arithmetic(x_0)), schedule.indices_on(x_0.device)[0]
+    rows, first = prior_kl_rows(schedule, x_0.device, arithmetic(x_0)), schedule.indices_on(x_0.device)[0]
     abar = schedule.last_alpha_cumprod
     constant = (-abar - math.log1p(-abar)) / (2 * math.log(2))
     return autograd.mse_loss(x_0, None, None, None, first, rows, ops.NONE) + constant

@@ -133,6 +133,11 @@ CASES = {
         ValueError,
         "noise: expected a tensor that does not require grad",
     ),
+    "weight with a gradient": (
+        lambda: loss(weight=torch.ones(1000, requires_grad=True)),
+        ValueError,
+        "weight: expected a tensor that does not require grad",
+    ),
     "loss without noise": (lambda: loss(noise=None), ValueError, "noise: expected a key or a tensor for .*, got None"),
     # names
     "prediction type": (
@@ -294,7 +299,7 @@ CASES = {
         "x_0: expected a tensor that does not require grad",
     ),
     "step's index out of range": (
-        lambda: reverse_step(X, X, torch.tensor([0, 1, 2, 9999]), samplers.ddpm(SCHEDULE)),
+        lambda: reverse_step(X, X, torch.tensor([0, 1, 2, 9999]), samplers.ddpm(SCHEDULE), "none"),
         IndexError,
         "i: expected 0 .*, got 9999",
     ),

@@ -10,7 +10,6 @@ from helpers import same_bits, values
 from test_no_host_reads import NoHostReads
 
 from fastddpm import GaussianDiffusion, NoiseSchedule, noise_key, prior_kl, q_sample, randn, vlb_loss
-from fastddpm.noise import EVALUATION
 
 GOLDEN = np.load(Path(__file__).with_name("data") / "openai_gaussian_diffusion.npz")
 NAMES = {"total": "total_bpd", "prior": "prior_bpd", "vb": "vb", "x_0_mse": "xstart_mse", "eps_mse": "mse"}
@@ -68,7 +67,7 @@ def test_every_term_is_vlb_loss_at_its_own_noise(prediction_type, variance_type,
     got = diffusion.bits_per_dim(watched, x_0, seed=9, steps=steps, clip_denoised=False, first_sample=4, progress=False)
     assert [int(t[0]) for _, t in seen] == chain.timesteps.flip(0).tolist()
     for i, (x_t, t) in enumerate(reversed(seen)):
-        key = noise_key(9, int(chain.timesteps[i]), len(x_0), first_sample=4, stream=EVALUATION)
+        key = noise_key(9, int(chain.timesteps[i]), len(x_0), first_sample=4, stream="evaluation")
         assert same_bits(x_t, q_sample(x_0, i, chain, key)) and t.shape == (3,)
         types = {"prediction_type": prediction_type, "variance_type": variance_type}
         expected = vlb_loss(model(x_t, t), x_0, x_t, i, chain, **types, reduction="none")
@@ -82,7 +81,7 @@ def test_squared_errors_are_those_of_the_models_output():
     x_0, model = data(dtype=torch.float64), toy()
     got = diffusion_of().bits_per_dim(model, x_0, seed=2, clip_denoised=False, progress=False)
     for t in range(len(LINEAR)):
-        key = noise_key(2, t, len(x_0), stream=EVALUATION)
+        key = noise_key(2, t, len(x_0), stream="evaluation")
         x_t, noise = q_sample(x_0, t, LINEAR, key), randn(key, x_0.shape, torch.float64)
         missed = (model(x_t, torch.full((3,), t)) - noise).square().flatten(1).mean(1)
         assert torch.allclose(got["eps_mse"][:, t], missed, rtol=1e-10)

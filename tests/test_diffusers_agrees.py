@@ -1,15 +1,20 @@
-"""diffusers' DDPMScheduler side by side, given the same noise: add_noise, get_velocity and step.
+"""diffusers' DDPMScheduler side by side: its tables and steps; and, given the same noise, add_noise, get_velocity and step.
 
 Its tables are float32: abar is a product of a thousand rounded factors, so two right implementations agree to 1e-5 of the
 largest value in x_t. Its step takes 1 - abar from them, which at small t is 1e-4 less half of float32's digits, and divides
 by sqrt(abar), 0.006 at large t: 5e-4.
 """
 
+import numpy as np
 import pytest
+import schedules
 import torch
+from helpers import spread, values
+
+pytest.importorskip("diffusers")
+
 from diffusers import DDPMScheduler
 from diffusers.schedulers import scheduling_ddpm
-from helpers import spread, values
 
 from fastddpm import NoiseSchedule, mse_loss, noise_key, q_sample, randn, reverse_step, samplers
 
@@ -22,15 +27,55 @@ SCHEDULES = {
 STEPS = (0, 1, 2, 100, 500, 900, 999)
 
 
-def pair(name, **config):
+def pair(name, num_timesteps=1000, **config):
     ends, make = SCHEDULES[name]
-    return DDPMScheduler(beta_schedule=name, **ends, **config), make(1000)
+    return DDPMScheduler(num_timesteps, beta_schedule=name, **ends, **config), make(num_timesteps)
 
 
 def close(got, expected, tolerance):
     """Relative to the largest value."""
     error = (got - expected).abs().max() / expected.abs().max()
     assert float(error) <= tolerance, f"{float(error):.2e} of the largest value, {tolerance} allowed"
+
+
+# ---- the chain ----
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("num_timesteps", [10, 1000])
+def test_betas(name, num_timesteps):
+    """Equal to float32's rounding, abar to that of a thousand products."""
+    theirs, ours = pair(name, num_timesteps)
+    schedules.close(ours.betas, theirs.betas, 3e-7)
+    schedules.close(ours.alphas_cumprod[:-1], theirs.alphas_cumprod[:-1], 1e-4)
+    np.testing.assert_allclose(ours.alphas_cumprod, theirs.alphas_cumprod, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_betas_of_a_zero_terminal_snr(name):
+    _, ours = pair(name)
+    theirs = scheduling_ddpm.rescale_zero_terminal_snr(ours.betas)
+    schedules.close(ours.zero_terminal_snr().betas, theirs, 1e-9)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 10, 50, 64, 250, 999, 1000])
+def test_respacing(spacing, steps):
+    if spacing == "linspace" and steps == 1:
+        pytest.skip("diffusers takes index 999 for one step of a linspace, numpy's linspace index 0")
+    theirs, ours = pair("linear", timestep_spacing=spacing)
+    theirs.set_timesteps(steps)
+    assert ours.respace(steps, spacing).timesteps.tolist() == theirs.timesteps.flip(0).tolist()
+
+
+def test_an_explicit_list():
+    theirs, ours = pair("linear")
+    theirs.set_timesteps(timesteps=[999, 500, 20, 3])
+    for given in ([999, 500, 20, 3], [3, 20, 500, 999], torch.tensor([3, 20, 500, 999]), np.array([999, 500, 20, 3])):
+        assert ours.respace(given).timesteps.tolist() == theirs.timesteps.flip(0).tolist() == [3, 20, 500, 999]
+
+
+# ---- on data ----
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -74,7 +119,7 @@ def test_step(name, prediction_type, variance_type, clip, monkeypatch):
 def test_step_clips_where_it_is_told(clip_range):
     theirs, ours = pair("linear", clip_sample_range=clip_range)
     out, x = values(*SHAPE), values(*SHAPE, seed=1)
-    _, x_0 = reverse_step(out, x, 500, samplers.ddpm(ours, clip_range=clip_range))
+    _, x_0 = reverse_step(out, x, 500, samplers.ddpm(ours, clip_range=clip_range), "none")
     close(x_0, theirs.step(out, 500, x).pred_original_sample, 1e-5)
     assert float(x_0.abs().max()) == clip_range
 

@@ -55,16 +55,21 @@ def test_a_respaced_chain_gives_the_model_the_timesteps_it_knows():
     assert [int(t[0]) for t in seen] == short.timesteps.flip(0).tolist() and all(t.shape == (2,) for t in seen)
 
 
-def test_sampling_is_its_loop_written_out():
+@pytest.mark.parametrize("clip_denoised", [True, False])
+def test_sampling_is_its_loop_written_out(clip_denoised):
     model, shape = Doubled(), (2, 3, 4, 4)
-    rows = samplers.ddpm(SCHEDULE.respace(5), "v_prediction", "fixed_large")
-    x, key = randn(noise_key(6, 0, 2, stream=2), shape), noise_key(6, 0, 2, stream=1)
+    rows = samplers.ddpm(SCHEDULE.respace(5), "v_prediction", "fixed_large", clip_denoised)
+    x, key = randn(noise_key(6, 0, 2, stream="initial"), shape), noise_key(6, 0, 2, stream="reverse")
     for i in range(4, -1, -1):
         x = reverse_step(model(x, rows.timesteps[i].expand(2), 0.5).sample, x, i, rows, key)[0]
         advance(key)
     diffusion = GaussianDiffusion(SCHEDULE, "v_prediction", "fixed_large")
-    images = diffusion.sample(model, shape, steps=5, seed=6, model_kwargs={"scale": 0.5}, progress=False)
+    options = {"model_kwargs": {"scale": 0.5}, "clip_denoised": clip_denoised, "progress": False}
+    images = diffusion.sample(model, shape, steps=5, seed=6, **options)
     assert same_bits(images, x)
+    assert not same_bits(
+        images, diffusion.sample(model, shape, steps=5, seed=6, **{**options, "clip_denoised": not clip_denoised})
+    )
 
 
 def test_an_image_of_a_batch_of_seeds_is_the_image_of_its_seed():

@@ -19,6 +19,7 @@ from fastddpm import (
     reverse_step,
     samplers,
 )
+from fastddpm.coefficients import q_sample_rows
 from fastddpm.schedule import FIXED_VARIANCE_TYPES, LEARNED_VARIANCE_TYPES, PREDICTION_TYPES
 
 T = 1000
@@ -70,7 +71,7 @@ def test_noising_has_the_references_bits(dtype, shape):
 def test_x_t_is_one_fused_multiply_add():
     """fma(a, x_0, s z), where s z is rounded and a x_0 is not: some bits differ from the plain formula's."""
     x, key, t = values(4, 999), noise_key(1, 2, 4), spread(4)
-    a, s = (plain.column(c, t, x, torch.float32) for c in SCHEDULE.q_sample_rows(x.device, torch.float32).unbind(1))
+    a, s = (plain.column(c, t, x, torch.float32) for c in q_sample_rows(SCHEDULE, x.device, torch.float32).unbind(1))
     z = s * randn(key, x.shape)
     fused = (a.double() * x.double() + z.double()).float()  # rounded twice: equal but for one in 2^29
     x_t = q_sample(x, t, SCHEDULE, key)
@@ -177,7 +178,7 @@ def test_reverse_step_has_the_references_bits(dtype, shape):
     out, x_t, t = values(*shape, dtype=dtype), values(*shape, dtype=dtype, seed=1), spread(shape[0])
     for prediction_type, clip, kind in itertools.product(PREDICTION_TYPES, CLIPS, (*KINDS, "none")):
         rows = plain.ddpm_rows(SCHEDULE, prediction_type, "fixed_large", clip)
-        noise = None if kind == "none" else noise_of(kind, shape, dtype)[0]
+        noise = kind if kind == "none" else noise_of(kind, shape, dtype)[0]
         with poisoned():
             got = reverse_step(out, x_t, t, rows, noise)
         with on_reference():
@@ -208,10 +209,10 @@ def test_reverse_step_with_a_learned_variance_is_right(prediction_type, variance
 def test_the_last_step_adds_no_noise_not_even_infinite_noise():
     out, x = values(2, 5), values(2, 5, seed=1)
     rows = samplers.ddpm(SCHEDULE)
-    quiet = reverse_step(out, x, 0, rows)[0]
+    quiet = reverse_step(out, x, 0, rows, "none")[0]
     assert same_bits(quiet, reverse_step(out, x, 0, rows, torch.full((2, 5), torch.inf))[0])
     assert same_bits(quiet, reverse_step(out, x, 0, rows, noise_key(1, 2, 2))[0])
-    assert not same_bits(reverse_step(out, x, 1, rows)[0], reverse_step(out, x, 1, rows, noise_key(1, 2, 2))[0])
+    assert not same_bits(reverse_step(out, x, 1, rows, "none")[0], reverse_step(out, x, 1, rows, noise_key(1, 2, 2))[0])
 
 
 def test_x_0_is_left_out_where_it_is_not_wanted():

@@ -9,9 +9,9 @@ from helpers import on_reference, values
 from vlb_inputs import ARITHMETIC, SCHEDULE, data, wide
 
 from fastddpm import (
-    gaussian,
     vlb_loss,
 )
+from fastddpm.reference import gaussian
 
 
 def mp(x):

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from fastddpm import NoiseSchedule, hybrid_loss, mse_loss, prior_kl, q_sample, reverse_step, samplers, vlb_loss
+from fastddpm.coefficients import vlb_rows
 from fastddpm.schedule import VARIANCE_TYPES
 
 GOLDEN = np.load(Path(__file__).with_name("data") / "openai_gaussian_diffusion.npz")
@@ -56,7 +57,7 @@ def test_q_posterior(name, dtype):
     """The mean is what a reverse step without noise makes of the true x_0."""
     schedule, t = SCHEDULES[name](1000), timesteps_of(name)
     rows = samplers.ddpm(schedule, "sample", clip_denoised=False)
-    mean, _ = reverse_step(golden("x0", dtype), golden(f"{name}/t0/x_t", dtype), t, rows)
+    mean, _ = reverse_step(golden("x0", dtype), golden(f"{name}/t0/x_t", dtype), t, rows, "none")
     close(mean, f"{name}/t0/q_posterior_mean")
     close(schedule.posterior_variance[t], f"{name}/t0/q_posterior_variance")
 
@@ -68,7 +69,7 @@ def test_p_sample(schedule, prediction_type, variance_type, dtype, clip):
     rows = samplers.ddpm(SCHEDULES[schedule](1000), prediction_type, variance_type, bool(clip))
     out, x_t = golden(f"{at}/model_output", dtype), golden(f"{schedule}/t0/x_t", dtype)
     t = timesteps_of(schedule)
-    mean, x_0 = reverse_step(out, x_t, t, rows)
+    mean, x_0 = reverse_step(out, x_t, t, rows, "none")
     close(mean, f"{at}/clip{clip}/mean")
     # a mean's x_0_hat is a difference times 1e4 at the last t: in float32 1e-4 is left of it, beside a largest value of 1
     close(x_0, f"{at}/clip{clip}/pred_xstart", 2e-4 if prediction_type == "previous" and clip and dtype == torch.float32 else 0)
@@ -115,7 +116,7 @@ def case_of(schedule, prediction_type, variance_type, dtype):
 def test_log_variance(schedule, prediction_type, variance_type, dtype):
     """log sigma^2 as the rows have it: log beta~ + v_0 + v_1 v."""
     at, (out, x_0, _, t, chain) = case_of(schedule, prediction_type, variance_type, dtype)
-    rows = chain.vlb_rows(prediction_type, variance_type, False, "posterior", None, t.device, dtype)[t]
+    rows = vlb_rows(chain, prediction_type, variance_type, False, "posterior", None, t.device, dtype)[t]
     v_0, v_1, precision = (rows[:, c, None, None, None] for c in (9, 10, 11))
     learned = out.shape != x_0.shape
     log_variance = -precision.log() + v_0 + v_1 * (out[:, 3:] if learned else 0)

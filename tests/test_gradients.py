@@ -11,7 +11,21 @@ import torch
 from helpers import LAYOUTS, assert_right, poisoned, same_bits, spread, values
 from torch.autograd import gradcheck, gradgradcheck
 
-from fastddpm import NoiseSchedule, advance, autograd, mse_loss, noise_key, q_sample, q_step, randn, reverse_step, samplers
+from fastddpm import (
+    NoiseSchedule,
+    advance,
+    autograd,
+    hybrid_loss,
+    mse_loss,
+    noise_key,
+    q_sample,
+    q_step,
+    randn,
+    reverse_step,
+    samplers,
+    vlb_loss,
+)
+from fastddpm.coefficients import mse_rows
 from fastddpm.schedule import PREDICTION_TYPES
 
 SCHEDULE = NoiseSchedule.linear(1000)
@@ -44,14 +58,16 @@ def test_gradcheck_mse_loss(prediction_type, reduction):
     assert gradcheck(lambda out: mse_loss(out, t, SCHEDULE, key, **kwargs), out)
 
 
-@pytest.mark.parametrize("function", [autograd.mse_loss, autograd.MseLoss.apply], ids=["in_forward", "in_backward"])
+@pytest.mark.parametrize("with_grad", [True, False], ids=["in_forward", "in_backward"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "every_second"])
-def test_gradcheck_both_ways_to_a_loss_gradient(function, layout):
+def test_gradcheck_both_ways_to_a_loss_gradient(with_grad, layout):
     """One is eager float32's on a CPU, the other everyone else's."""
     out, x_0, t, key = leaf(*SHAPE, **wide), values(*SHAPE, seed=1, **wide), spread(3), noise_key(1, 2, 3)
-    others = (key, x_0, None, t, SCHEDULE.mse_rows("v_prediction", "min_snr", t.device, torch.float64))
+    others = (key, x_0, None, t, mse_rows(SCHEDULE, "v_prediction", "min_snr", t.device, torch.float64))
     for reduction in range(3):
-        assert gradcheck(lambda x, r=reduction: function(LAYOUTS[layout](x), *others, r), out)
+        assert gradcheck(
+            lambda x, r=reduction: autograd.Loss.apply(LAYOUTS[layout](x), "mse_loss", with_grad, (*others, r)), out
+        )
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
@@ -71,7 +87,7 @@ def test_gradcheck_reverse_step_with_a_learned_variance(variance_type, noise):
     """The variance's channels too: nothing at the last step, which adds no noise."""
     out, x, t = leaf(3, 4, 3, 3, **wide), leaf(*SHAPE, seed=1, **wide), torch.tensor([0, 200, 400])
     rows, z = samplers.ddpm(SCHEDULE, "v_prediction", variance_type), values(*SHAPE, seed=2, **wide)
-    z = {"key": noise_key(1, 2, 3), "tensor": z, "none": None}[noise]
+    z = {"key": noise_key(1, 2, 3), "tensor": z, "none": "none"}[noise]
     assert gradcheck(lambda out, x: reverse_step(out, x, t, rows, z), (out, x))
     (grad,) = torch.autograd.grad(reverse_step(out, x, t, rows, z)[0].sum(), out)
     assert not grad[0, 2:].any() and bool(grad[1:, 2:].any()) == (noise != "none")
@@ -133,7 +149,7 @@ def test_reverse_gradient_is_the_plain_formulas(prediction_type, clip, dtype):
 def test_the_clamp_lets_gradients_through_up_to_its_bound():
     """As torch.clamp: at the bound too, not beyond it, and through a NaN."""
     out = torch.tensor([[-2.0, -1.0, -0.5, 0.5, 1.0, 2.0, torch.nan]], requires_grad=True)
-    _, x_0 = reverse_step(out, torch.zeros(1, 7), 5, samplers.ddpm(SCHEDULE, "sample"))
+    _, x_0 = reverse_step(out, torch.zeros(1, 7), 5, samplers.ddpm(SCHEDULE, "sample"), "none")
     x_0.sum().backward()
     same = out.detach().clone().requires_grad_()
     same.clamp(-1, 1).sum().backward()
@@ -227,7 +243,7 @@ def right_or_refused(loss, weight, expected):
         assert same_bits(grad, expected)
 
 
-@pytest.mark.parametrize("changed", ["model_output", "x_0", "t", "noise", "key", "advance"])
+@pytest.mark.parametrize("changed", ["model_output", "x_0", "t", "noise", "key"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
 def test_an_input_changed_in_place_gives_no_wrong_gradient(changed, dtype):
     """Neither in the first backward nor in a second one."""
@@ -241,10 +257,7 @@ def test_an_input_changed_in_place_gives_no_wrong_gradient(changed, dtype):
     (expected,) = torch.autograd.grad(loss_now(), weight, retain_graph=True)
     twice, once = loss_now(), loss_now()
     torch.autograd.grad(twice, weight, retain_graph=True)
-    if changed == "advance":
-        advance(inputs["noise"])
-    else:
-        inputs["noise" if changed == "key" else changed].detach().add_(1)
+    inputs["noise" if changed == "key" else changed].detach().add_(1)
     right_or_refused(once, weight, expected)
     right_or_refused(twice, weight, expected)
     assert not torch.equal(torch.autograd.grad(loss_now(), weight)[0], expected), "the change changed nothing"
@@ -270,24 +283,71 @@ def test_a_reverse_steps_input_changed_in_place_is_an_error():
         x_prev.sum().backward()
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("loss", ["mse", "vlb", "hybrid"])
+def test_a_backward_sees_the_key_as_its_forward_did(loss, dtype):
+    """Whoever advances it between: the first backward and a second one."""
+    out, x_0, x_t, t = leaf(3, 4, 5, dtype=dtype), values(3, 2, 5, dtype=dtype, seed=1), values(3, 2, 5, seed=2), spread(3)
+
+    def loss_now(key):
+        if loss == "mse":
+            return mse_loss(out[:, :2], t, SCHEDULE, key)
+        if loss == "vlb":
+            return vlb_loss(out, x_0, key, t, SCHEDULE, variance_type="learned_range")
+        return hybrid_loss(out, x_0, x_t, t, SCHEDULE, key)["loss"]
+
+    (expected,) = torch.autograd.grad(loss_now(noise_key(1, 2, 3)), out)
+    key = noise_key(1, 2, 3)
+    result = loss_now(key)
+    advance(key)
+    first, second = (torch.autograd.grad(result, out, retain_graph=True)[0].clone() for _ in range(2))
+    assert same_bits(first, expected)
+    torch.testing.assert_close(second, expected, rtol=1e-6 if dtype is torch.float32 else 0, atol=0)
+
+
+def test_a_reverse_steps_backward_sees_the_key_as_its_forward_did():
+    out, x, key = leaf(3, 4, 5), leaf(3, 2, 5, seed=1), noise_key(1, 2, 3, stream="reverse")
+    rows = samplers.ddpm(SCHEDULE, variance_type="learned_range")
+    expected = torch.autograd.grad(reverse_step(out, x, 5, rows, key)[0].sum(), (out, x))
+    x_prev, _ = reverse_step(out, x, 5, rows, key)
+    advance(key)
+    assert all(map(same_bits, torch.autograd.grad(x_prev.sum(), (out, x)), expected))
+
+
+# ---- second derivatives (a gradient penalty wants them) ----
+
+
 def test_gradgradcheck_mse_loss():
-    """The loss that autograd sees most has a second derivative too (a gradient penalty wants one)."""
     out, t, key = leaf(3, 5, **wide), spread(3), noise_key(1, 2, 3)
     for reduction in REDUCTIONS:
         assert gradgradcheck(lambda out, r=reduction: mse_loss(out, t, SCHEDULE, key, reduction=r), out)
 
 
-def test_other_second_derivatives_are_refused():
-    """Not zero in silence."""
-    out = leaf(3, 33)
-    for result in (
-        mse_loss(out.bfloat16(), spread(3), SCHEDULE, noise_key(1, 2, 3)),
-        q_sample(out, spread(3), SCHEDULE, noise_key(1, 2, 3)).square().sum(),
-        reverse_step(out, out, 5, samplers.ddpm(SCHEDULE))[0].square().sum(),
-    ):
-        (grad,) = torch.autograd.grad(result, out, torch.ones((), requires_grad=True), create_graph=True)
-        with pytest.raises(RuntimeError, match="once_differentiable"):
-            grad.sum().backward()
+def test_gradgradcheck_noising():
+    x, t, key = leaf(3, 5, **wide), spread(3), noise_key(1, 2, 3)
+    assert gradgradcheck(lambda x: q_sample(x, t, SCHEDULE, key), x)
+    assert gradgradcheck(lambda x: q_step(x, t, SCHEDULE, key), x)
+
+
+@pytest.mark.parametrize("variance_type", ["fixed_large", "learned_range"])
+def test_gradgradcheck_reverse_step(variance_type):
+    out, x = leaf(3, 4 if variance_type == "learned_range" else 2, 3, **wide), leaf(3, 2, 3, seed=1, **wide)
+    rows = samplers.ddpm(SCHEDULE, "v_prediction", variance_type)
+    t, key = torch.tensor([0, 200, 400]), noise_key(1, 2, 3)
+    assert gradgradcheck(lambda out, x: reverse_step(out, x, t, rows, key), (out, x))
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_second_derivatives_in_every_dtype(dtype):
+    """Of a sum of squares' gradient: 2 w / D, and a^2 for noising."""
+    out, t, key = leaf(3, 8, dtype=dtype), spread(3), noise_key(1, 2, 3)
+    (grad,) = torch.autograd.grad(mse_loss(out, t, SCHEDULE, key, reduction="sum"), out, create_graph=True)
+    (second,) = torch.autograd.grad(grad.sum(), out)
+    torch.testing.assert_close(second, torch.full_like(out, 0.25))
+    (grad,) = torch.autograd.grad(q_sample(out, t, SCHEDULE, key).float().square().sum(), out, create_graph=True)
+    (second,) = torch.autograd.grad(grad.sum(), out)
+    expected = 2 * SCHEDULE.alphas_cumprod[t, None].expand(3, 8)
+    torch.testing.assert_close(second.double(), expected, rtol=4 * torch.finfo(dtype).eps, atol=1e-6)
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
@@ -319,7 +379,7 @@ def test_the_gradient_lies_in_memory_as_its_input(layout):
     out = LAYOUTS[layout](values(2, 3, 4, 4)).requires_grad_()
     for result in (
         mse_loss(out, 5, SCHEDULE, noise_key(1, 2, 2)),
-        reverse_step(out, out.detach(), 5, ROWS)[0].square().sum(),
+        reverse_step(out, out.detach(), 5, ROWS, "none")[0].square().sum(),
     ):
         assert torch.autograd.grad(result, out)[0].stride() == out.stride()
 

@@ -8,6 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from helpers import same_bits
 from test_no_host_reads import NoHostReads
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastddpm import GaussianDiffusion, LossSecondMoment, NoiseSchedule, noise_key, q_sample, timesteps, vlb_loss
 
@@ -85,6 +86,32 @@ def test_duplicates_all_count_in_their_order(history):
         assert torch.equal(value, single.state_dict()[name]), name
     last = [losses[t == i][-history:].sort().values for i in range(4)]
     assert torch.equal(whole.state_dict()["losses"].sort(1).values, torch.stack(last))
+
+
+class WrittenTwice(TorchDispatchMode):
+    """Collects the values that one call writes into one place. A GPU keeps any one of them: they must be the same."""
+
+    def __init__(self):
+        super().__init__()
+        self.different = self.places = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__.startswith(("index_put", "_index_put")):
+            _, indices, written, *_ = args
+            places = {}
+            for *place, value in zip(*(x.tolist() for x in indices), written.tolist(), strict=True):
+                places.setdefault(tuple(place), set()).add(value)
+            self.places += len(places)
+            self.different += sum(len(values) > 1 for values in places.values())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("history", [1, 3])
+def test_the_order_of_writing_decides_nothing(history):
+    sampler = LossSecondMoment(4, history, device="cpu")
+    with WrittenTwice() as mode:
+        sampler.update(torch.randint(0, 4, (60,)), torch.rand(60))
+    assert mode.places == 4 * history and mode.different == 0
 
 
 def test_t_does_not_depend_on_the_batch():

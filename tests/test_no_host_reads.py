@@ -1,6 +1,8 @@
 """A training step never waits for the host: no value is read from a tensor, nothing moves between devices, and after the
 first step nothing is uploaded. Seen from the dispatcher, so that it holds on a machine without a GPU."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from helpers import values
@@ -93,6 +95,33 @@ def test_a_training_step_of_the_bound(loss, weight):
             diffusion.training_loss(model, x_0, key).backward()
             advance(key)
     assert any(name.startswith("hybrid_loss" if loss == "hybrid" else "vlb_loss") for name in mode.seen)
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "importance"])
+def test_the_trainers_step(tmp_path, sampling):
+    """With the network, the clipping, the optimizer and the average. The network casts t in each step, which is no upload."""
+    pytest.importorskip("diffusers")
+    from fastddpm.train.trainer import TrainConfig, Trainer
+
+    config = TrainConfig(data="digits", steps=30, batch_size=4, width=8, timesteps=4, timestep_sampling=sampling, dropout=0.1)
+    trainer = Trainer(config, tmp_path)
+    for trainer.step in range(30):
+        with NoHostReads() as mode:
+            trainer.metrics.add(trainer.step, trainer.train_step())
+    assert {"timesteps", "noising", "_foreach_norm", "_fused_adamw_", "_foreach_lerp_"} <= set(mode.seen)
+    assert not set(UPLOADS) & set(mode.seen)
+
+
+def test_the_benchmarks_step(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    from benchmarks.loops import Loop, Parts
+
+    loop = Loop("mlp", 4)
+    loss_of = loop._fused_loss()
+    for uploads in (True, False):
+        with NoHostReads(uploads) as mode:
+            loop.train(loss_of, Parts())
+    assert "_foreach_lerp_" in mode.seen
 
 
 def test_a_prior():

@@ -3,6 +3,7 @@ number of threads, batch split and memory format; limits, independence and distr
 
 import json
 import os
+import re
 import subprocess
 import sys
 from itertools import product
@@ -18,8 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fastddpm import NoiseSchedule, advance, noise, noise_key, q_sample, randn, reference, timesteps
+from fastddpm import STREAMS, NoiseSchedule, advance, noise_key, q_sample, randn, timesteps
+from fastddpm.reference import philox
 
+ROOT = Path(__file__).parents[1]
 TOLERANCE = 2e-6
 """Absolute, of float32 normals against float64 Box-Muller of the same words."""
 
@@ -47,7 +50,7 @@ def bits(z):
 def test_words_are_the_published_ones(block, sub, seed, expected):
     key = row(seed, sub)
     counter = row(block, 0)[:, 0]
-    assert " ".join(f"{int(w):08x}" for w in reference.philox(counter, key[:, 0], key[:, 1])) == expected
+    assert " ".join(f"{int(w):08x}" for w in philox.philox(counter, key[:, 0], key[:, 1])) == expected
     assert " ".join(f"{int(w[0]):08x}" for w in oracle.words(seed, sub, [block])) == expected
 
 
@@ -64,7 +67,7 @@ def test_words_are_the_published_ones(block, sub, seed, expected):
 def test_known_normals_as_bits(key, expected):
     key, expected = noise_key(**key), expected.split()
     assert bits(randn(key, (1, len(expected)))) == expected
-    assert bits(reference.normals(key, len(expected))) == expected
+    assert bits(philox.normals(key, len(expected))) == expected
 
 
 # ---- accuracy ----
@@ -109,7 +112,7 @@ def _sample_of_words():
 
 def test_radius_and_angle_are_accurate():
     words = _sample_of_words()
-    radius, angle = reference.radius(words), reference.cos_sin(words)
+    radius, angle = philox.radius(words), philox.cos_sin(words)
     assert np.abs(radius.double().numpy() - oracle.radius(words.numpy())).max() <= TOLERANCE / 2
     for got, exact in zip(angle, oracle.cos_sin(words.numpy()), strict=True):
         assert np.abs(got.double().numpy() - exact).max() <= TOLERANCE / 16
@@ -135,7 +138,7 @@ def test_the_reference_fma_rounds_once():
     c = torch.where(torch.rand(3000, generator=generator) < 0.5, near, c)
     keep = a.isfinite() & b.isfinite() & c.isfinite() & ((a.double() * b.double()).abs() < 1e38) & (c.abs() < 1e38)
     a, b, c = a[keep], b[keep], c[keep]
-    got = reference.fma(a, b, c)
+    got = philox.fma(a, b, c)
     for x, y, z, value in zip(a.tolist(), b.tolist(), c.tolist(), got.tolist(), strict=True):
         exact = Fraction(x) * Fraction(y) + Fraction(z)
         lower, upper = (np.nextafter(np.float32(value), np.float32(s), dtype=np.float32) for s in (-np.inf, np.inf))
@@ -146,7 +149,7 @@ def test_the_reference_fma_rounds_once():
 def test_fma_breaks_a_tie_that_float64_makes():
     """1 + 2^-24 + 2^-60: float64 rounds the tail away, and what is left is a tie of float32 that would go down."""
     a = torch.tensor([2.0**-30])
-    assert reference.fma(a, a, torch.tensor([1 + 2.0**-24], dtype=torch.float64)).item() == 1 + 2.0**-23
+    assert philox.fma(a, a, torch.tensor([1 + 2.0**-24], dtype=torch.float64)).item() == 1 + 2.0**-23
     assert (a.double() * a.double() + (1 + 2.0**-24)).float().item() == 1
 
 
@@ -262,9 +265,13 @@ def test_seeds_are_taken_modulo_2_to_the_64():
 
 
 def test_streams_are_numbered_as_published():
-    streams = (noise.TRAINING, noise.REVERSE, noise.INITIAL, noise.TIMESTEP, noise.EVALUATION)
-    assert streams == (0, 1, 2, 3, 4)
-    assert torch.equal(noise_key(4, 5, 3), noise_key(4, 5, 3, stream=0))
+    """By the table of docs/noise.md, which names every stream but the spare one; no name means training."""
+    rows = re.findall(r'^\| (\d+) \| "(\w+)" \|', (ROOT / "docs" / "noise.md").read_text(), re.M)
+    assert {name: int(number) for number, name in rows} == STREAMS
+    assert sorted(STREAMS.values()) == [n for n in range(16) if n != 13]
+    for name, number in STREAMS.items():
+        assert torch.equal(noise_key(4, 5, 3, stream=name), noise_key(4, 5, 3, stream=number))
+    assert torch.equal(noise_key(4, 5, 3), noise_key(4, 5, 3, stream="training"))
 
 
 def test_an_image_depends_on_its_seed_not_on_its_place():

@@ -9,7 +9,8 @@ from helpers import INSTRUCTION_SETS, NOT_BUILT
 from scipy.special import ndtr
 from scipy.stats import norm
 
-from fastddpm import noise_key, randn, reference
+from fastddpm import noise_key, randn
+from fastddpm.reference import philox
 
 pytestmark = pytest.mark.slow
 
@@ -63,16 +64,16 @@ def test_a_chunk_is_the_sum_of_its_distinct_words():
     for begin in (0, 1 << 24, (1 << 29) - CHUNK // 2, (1 << 30) - CHUNK // 2, 1 << 31, (1 << 32) - CHUNK):
         words = torch.arange(begin, begin + CHUNK)
         kept, counts = distinct(words, radius_number)
-        assert equal(reference.radius(words), reference.radius(kept).repeat_interleave(counts))
+        assert equal(philox.radius(words), philox.radius(kept).repeat_interleave(counts))
         kept, counts = distinct(words, angle_number)
-        for all_words, some in zip(reference.cos_sin(words), reference.cos_sin(kept), strict=True):
+        for all_words, some in zip(philox.cos_sin(words), philox.cos_sin(kept), strict=True):
             assert equal(all_words, some.repeat_interleave(counts))
 
 
 def test_radius_of_every_word_is_accurate():
     worst = 0.0
     for _, words, _ in chunks(radius_number):
-        worst = max(worst, np.abs(reference.radius(words).double().numpy() - oracle.radius(words.numpy())).max())
+        worst = max(worst, np.abs(philox.radius(words).double().numpy() - oracle.radius(words.numpy())).max())
     assert worst <= 1e-6
 
 
@@ -80,7 +81,7 @@ def test_cosine_and_sine_of_every_word_are_accurate():
     """At both ends of each run of words that share a number: between them the truth is between."""
     worst = 0.0
     for all_words, words, counts in chunks(angle_number):
-        last, both = words + counts - 1, reference.cos_sin(words)
+        last, both = words + counts - 1, philox.cos_sin(words)
         for ends in (words, last):
             for got, exact in zip(both, oracle.cos_sin(ends.numpy()), strict=True):
                 worst = max(worst, np.abs(got.double().numpy() - exact).max())
@@ -94,12 +95,12 @@ def test_radius_of_every_word_has_the_references_bits():
     for words, kept, counts in chunks(radius_number):
         pairs = torch.zeros(CHUNK // 2, 4, dtype=torch.int64)
         pairs[:, 0], pairs[:, 2] = words[::2], words[1::2]
-        assert equal(kernel_normals(pairs)[:, ::2].reshape(-1), reference.radius(kept).repeat_interleave(counts))
+        assert equal(kernel_normals(pairs)[:, ::2].reshape(-1), philox.radius(kept).repeat_interleave(counts))
 
 
 def _word_of_radius_one():
     near = round(np.exp(-0.5) * 2**32) + 32 * torch.arange(-500, 500)
-    return int(near[reference.radius(near) == 1][0])
+    return int(near[philox.radius(near) == 1][0])
 
 
 @built
@@ -110,7 +111,7 @@ def test_angle_of_every_word_has_the_references_bits():
         pairs = torch.full((CHUNK // 2, 4), one)
         pairs[:, 1], pairs[:, 3] = words[::2], words[1::2]
         z = kernel_normals(pairs).view(-1, 2)
-        cos, sin = reference.cos_sin(kept)
+        cos, sin = philox.cos_sin(kept)
         assert equal(z[:, 0], cos.repeat_interleave(counts)) and equal(z[:, 1], sin.repeat_interleave(counts))
 
 

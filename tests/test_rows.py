@@ -9,16 +9,17 @@ import torch
 from schedules import CPU, SCHEDULES, T, close
 
 from fastddpm import NoiseSchedule, mse_loss, noise_key, q_sample, reverse_step, samplers
+from fastddpm.coefficients import mse_rows, prior_kl_rows, q_sample_rows, q_step_rows, vlb_rows
 from fastddpm.schedule import FIRST_VARIANCES, PREDICTION_TYPES, VARIANCE_TYPES
 
 
 def test_rows_are_the_formulas():
     schedule = NoiseSchedule.linear(T)
     abar, betas = schedule.alphas_cumprod.numpy(), schedule.betas.numpy()
-    rows = schedule.q_sample_rows(CPU, torch.float64).numpy()
+    rows = q_sample_rows(schedule, CPU, torch.float64).numpy()
     close(rows, np.stack((np.sqrt(abar), np.sqrt(1 - abar)), 1))
-    close(schedule.q_step_rows(CPU, torch.float64), np.stack((np.sqrt(1 - betas), np.sqrt(betas)), 1))
-    assert torch.equal(schedule.q_sample_rows(CPU, torch.float32), torch.from_numpy(rows).float())
+    close(q_step_rows(schedule, CPU, torch.float64), np.stack((np.sqrt(1 - betas), np.sqrt(betas)), 1))
+    assert torch.equal(q_sample_rows(schedule, CPU, torch.float32), torch.from_numpy(rows).float())
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "short", "one"])
@@ -30,8 +31,8 @@ def test_log_variances_of_the_rows(name, variance_type, first_variance):
     betas, small = schedule.betas.numpy(), schedule.posterior_variance.numpy().copy()
     small[0] = betas[0] if first_variance == "beta" or len(betas) == 1 else small[1]
     large = np.concatenate((small[:1], betas[1:]))
-    rows = schedule.vlb_rows("sample", variance_type, False, first_variance, None, CPU, torch.float64).numpy()
-    table = samplers.ddpm(schedule, "sample", variance_type).table.numpy()
+    rows = vlb_rows(schedule, "sample", variance_type, False, first_variance, None, CPU, torch.float64).numpy()
+    table = torch.stack(samplers.ddpm(schedule, "sample", variance_type).columns, 1).numpy()
     close(rows[:, 11], 1 / small)
     for v in (-1.0, 0.0, 1.0):
         f = (v + 1) / 2
@@ -54,7 +55,7 @@ def test_means_of_the_rows(prediction_type, clip):
     schedule = NoiseSchedule.cosine(T)
     x_0, z, out = np.float64(0.3), np.float64(-0.8), np.float64(0.45)
     a, s, p_x, p_o, bound, c, e_0, e_x, e_o = (
-        schedule.vlb_rows(prediction_type, "fixed_small", clip, "posterior", None, CPU, torch.float64).numpy().T[:9]
+        vlb_rows(schedule, prediction_type, "fixed_small", clip, "posterior", None, CPU, torch.float64).numpy().T[:9]
     )
     abar = schedule.alphas_cumprod.numpy()
     x_t = np.sqrt(abar) * x_0 + np.sqrt(1 - abar) * z
@@ -78,24 +79,24 @@ def test_means_of_the_rows(prediction_type, clip):
 @pytest.mark.parametrize("weight", [None, "min_snr"])
 def test_the_bounds_rows_end_in_those_of_the_mse(prediction_type, weight):
     schedule = NoiseSchedule.linear(T)
-    rows = schedule.vlb_rows(prediction_type, "learned", True, "posterior", weight, CPU, torch.float64)
-    assert torch.equal(rows[:, 12:], schedule.mse_rows(prediction_type, weight, CPU, torch.float64))
+    rows = vlb_rows(schedule, prediction_type, "learned", True, "posterior", weight, CPU, torch.float64)
+    assert torch.equal(rows[:, 12:], mse_rows(schedule, prediction_type, weight, CPU, torch.float64))
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 def test_rows_are_made_once(prediction_type):
     schedule = NoiseSchedule.linear(T)
     calls = (
-        lambda: schedule.q_sample_rows(CPU, torch.float32),
-        lambda: schedule.q_step_rows(CPU, torch.float32),
-        lambda: schedule.mse_rows(prediction_type, None, CPU, torch.float32),
-        lambda: schedule.vlb_rows(prediction_type, "learned_range", True, "beta", None, CPU, torch.float32),
-        lambda: schedule.prior_kl_rows(CPU, torch.float32),
+        lambda: q_sample_rows(schedule, CPU, torch.float32),
+        lambda: q_step_rows(schedule, CPU, torch.float32),
+        lambda: mse_rows(schedule, prediction_type, None, CPU, torch.float32),
+        lambda: vlb_rows(schedule, prediction_type, "learned_range", True, "beta", None, CPU, torch.float32),
+        lambda: prior_kl_rows(schedule, CPU, torch.float32),
         lambda: schedule.timesteps_on(CPU),
         lambda: schedule.indices_on(CPU),
     )
     assert all(call() is call() for call in calls)
-    assert schedule.q_sample_rows(CPU, torch.float32) is not schedule.q_sample_rows(CPU, torch.float64)
+    assert q_sample_rows(schedule, CPU, torch.float32) is not q_sample_rows(schedule, CPU, torch.float64)
     rows = samplers.ddpm(schedule, prediction_type)
     assert rows.on(CPU, torch.float32) is rows.on(CPU, torch.float32) and rows.indices_on(CPU) is rows.indices_on(CPU)
 
@@ -117,12 +118,12 @@ def test_rows_made_in_inference_mode_train():
 
 def test_a_pickled_schedule_is_the_schedule():
     schedule = NoiseSchedule.cosine(T).respace(10)
-    schedule.q_sample_rows(CPU, torch.float32)
+    q_sample_rows(schedule, CPU, torch.float32)
     again = pickle.loads(pickle.dumps(schedule))
     assert torch.equal(again.betas, schedule.betas) and torch.equal(again.timesteps, schedule.timesteps)
     assert len(again) == 10 and "T=10" in repr(again)
     for copied in (again, copy.deepcopy(schedule)):
-        rows = copied.q_sample_rows(CPU, torch.float32)
-        assert torch.equal(rows, schedule.q_sample_rows(CPU, torch.float32)) and rows is copied.q_sample_rows(
-            CPU, torch.float32
+        rows = q_sample_rows(copied, CPU, torch.float32)
+        assert torch.equal(rows, q_sample_rows(schedule, CPU, torch.float32)) and rows is q_sample_rows(
+            copied, CPU, torch.float32
         )

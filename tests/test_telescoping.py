@@ -8,12 +8,13 @@ from vlb_inputs import data, wide
 
 from fastddpm import (
     NoiseSchedule,
-    gaussian,
     noise_key,
     prior_kl,
     q_sample,
     vlb_loss,
 )
+from fastddpm.coefficients import vlb_rows
+from fastddpm.reference import gaussian
 
 
 def normal_log_density(x, mean, variance):
@@ -38,7 +39,7 @@ def test_telescoping():
     for i in range(steps):
         before, x_t, out = states[i], states[i + 1], model(states[i + 1])
         terms = terms + vlb_loss(out, x_0, x_t, i, schedule, variance_type="learned_range", reduction="none")
-        rows = schedule.vlb_rows("epsilon", "learned_range", False, "posterior", None, x_t.device, torch.float64)[i]
+        rows = vlb_rows(schedule, "epsilon", "learned_range", False, "posterior", None, x_t.device, torch.float64)[i]
         variance = ((rows[9] + rows[10] * out[:, 3:]) - rows[11].log()).exp()
         x_0_hat = rows[2] * x_t + rows[3] * out[:, :3]
         mean = schedule.posterior_mean_x_0[i] * x_0_hat + schedule.posterior_mean_x_t[i] * x_t

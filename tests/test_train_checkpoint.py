@@ -1,7 +1,9 @@
 """A checkpoint is whole or not there."""
 
 import os
+import pickle
 import stat
+from functools import partial
 
 import pytest
 import torch
@@ -49,3 +51,22 @@ def test_what_is_no_checkpoint(tmp_path):
     (tmp_path / checkpoint.NAME).write_bytes(b"something else")
     with pytest.raises(UsageError, match="can't be read"):
         checkpoint.load(tmp_path, "cpu")
+
+
+class Malicious:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("write", [torch.save, partial(pickle.dump, protocol=2)], ids=["zip", "pickle"])
+def test_a_checkpoint_runs_no_code(tmp_path, write):
+    with open(tmp_path / checkpoint.NAME, "wb") as file:
+        write({"step": Malicious(tmp_path / "made")}, file)
+    with pytest.raises(UsageError, match="can't be read"):
+        checkpoint.load(tmp_path, "cpu")
+    assert not (tmp_path / "made").exists()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from fastddpm.train import UsageError
 from fastddpm.train.data import BatchOrder, as_float, fingerprint, load_images
@@ -75,6 +75,14 @@ def test_folder_is_resized_and_cut_to_its_centre(tmp_path):
     assert load_images(str(tmp_path), image_size=4, channels="grey").shape == (1, 1, 4, 4)
 
 
+def test_an_image_is_turned_as_its_camera_was_held(tmp_path):
+    pixels, exif = np.arange(16, dtype=np.uint8).reshape(4, 4), Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # to be seen turned clockwise
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    images = load_images(str(tmp_path), image_size=4, channels="grey")
+    assert images[0, 0].tolist() == np.rot90(pixels, -1).tolist()
+
+
 def test_folder_names_and_counts_what_it_skips(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
     for name in ("a.png", "b.png", "c.png"):
@@ -112,12 +120,12 @@ def test_as_float_spans_the_range():
     assert as_float(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1, 1]
 
 
-def test_fingerprint_sees_content_and_shape():
+def test_fingerprint_sees_content_shape_and_dtype():
     images = torch.arange(64, dtype=torch.uint8).reshape(1, 1, 8, 8)
     changed = images.clone()
     changed[0, 0, 7, 7] += 1
-    prints = {fingerprint(x) for x in (images, changed, images.reshape(4, 1, 4, 4))}
-    assert len(prints) == 3 and fingerprint(images.clone()) in prints
+    prints = {fingerprint(x) for x in (images, changed, images.reshape(4, 1, 4, 4), images.view(torch.int8))}
+    assert len(prints) == 4 and fingerprint(images.clone()) in prints
 
 
 @pytest.mark.parametrize("batch_size", [3, 10, 25])

@@ -8,9 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
+pytest.importorskip("diffusers")
+
 from fastddpm.train import TrainConfig, UsageError, train
 from fastddpm.train.cli import main
 from fastddpm.train.evaluate import evaluate, format_evaluation, load_data
+from fastddpm.train.network import make_network
 from fastddpm.train.results import load_network
 
 SETTINGS = {"batch_size": 4, "width": 8, "steps": 4, "log_every": 2}
@@ -63,6 +66,14 @@ def test_a_batch_size_does_not_change_the_figure(run):
     images = load_data(config, network)[:9]
     a, b = (evaluate(network, config, images, batch_size=size, seed=1) for size in (9, 4))
     assert a.total == pytest.approx(b.total, rel=1e-4) and torch.allclose(a.vb, b.vb, rtol=1e-3, atol=1e-5)
+
+
+def test_nothing_drops_out():
+    """Whatever mode the network comes in."""
+    config = TrainConfig(data="digits", timesteps=5, width=8, dropout=0.9)
+    network, images = make_network(config, (1, 8, 8)), torch.zeros(2, 1, 8, 8)
+    totals = [evaluate(network.train(mode), config, images).total for mode in (True, False)]
+    assert totals[0] == totals[1]
 
 
 def test_fewer_steps_and_one_image(run):

@@ -5,9 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from helpers import threads
+
+pytest.importorskip("diffusers")
+
 from crash import CrashError, crash_at
 from diffusers import DDPMPipeline
-from helpers import threads
 
 from fastddpm import NoiseSchedule, q_sample, reverse_step, samplers
 from fastddpm.train import TrainConfig, UsageError, checkpoint, report, resume, train

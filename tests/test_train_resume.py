@@ -5,9 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import fields, replace
 
 import pytest
 import torch
+
+pytest.importorskip("diffusers")
+
 from crash import CrashError, crash_at
 
 from fastddpm.train import TrainConfig, UsageError, checkpoint, resume, train
@@ -142,8 +146,12 @@ def test_a_second_signal_meets_the_handler_of_before(tmp_path, monkeypatch):
         return train_step(self)
 
     monkeypatch.setattr(Trainer, "train_step", impatient)
-    with pytest.raises(KeyboardInterrupt):
-        train(CONFIG, tmp_path)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(CONFIG, tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_finished_run_goes_on_when_its_steps_are_raised(tmp_path, unbroken):
@@ -155,8 +163,37 @@ def test_finished_run_goes_on_when_its_steps_are_raised(tmp_path, unbroken):
 
 
 def test_changed_settings_are_named(unbroken):
-    with pytest.raises(UsageError, match=r"lr \(the run's: 0.002, given: 0.1\), seed \(the run's: 0, given: 5\)$"):
-        resume(unbroken, lr=0.1, seed=5, steps=100)
+    with pytest.raises(UsageError, match=r"batch_size \(the run's: 8, given: 4\), lr \(the run's: 0.002, given: 0.1\)$"):
+        resume(unbroken, lr=0.1, batch_size=4, steps=100)
+
+
+OTHERS = {
+    "data": "elsewhere",
+    "image_size": 16,
+    "channels": "grey",
+    "batch_size": 32,
+    "lr": 1e-3,
+    "weight_decay": 0.1,
+    "ema_decay": 0.9,
+    "timesteps": 500,
+    "schedule": "linear",
+    "prediction": "epsilon",
+    "loss": "kl",
+    "variance": "fixed_large",
+    "timestep_sampling": "importance",
+    "width": 16,
+    "dropout": 0.1,
+    "seed": 1,
+    "checkpoint_every": 100,
+    "log_every": 10,
+}
+
+
+@pytest.mark.parametrize("name", [setting.name for setting in fields(TrainConfig) if setting.name != "steps"])
+def test_no_setting_but_steps_may_change(name):
+    saved = TrainConfig(data="digits")
+    with pytest.raises(UsageError, match=rf"these differ: {name} \(the run's: [^()]*\)$"):
+        replace(saved, **{name: OTHERS[name]}).check_resumable(saved, 0)
 
 
 def test_changed_data_is_an_error(unbroken, monkeypatch):

@@ -20,6 +20,7 @@ from fastddpm import (
     randn,
     vlb_loss,
 )
+from fastddpm.coefficients import vlb_rows
 from fastddpm.schedule import PREDICTION_TYPES, VARIANCE_TYPES
 from fastddpm.vlb import CDFS
 
@@ -204,7 +205,7 @@ def test_the_terms_of_a_step():
     x_t, following = q_sample(x_0, T, SCHEDULE, key), torch.tensor([3, 0, 399, 998])
     for prediction_type, clip in itertools.product(PREDICTION_TYPES, (False, True)):
         case = (prediction_type, "learned_range", clip)
-        rows = SCHEDULE.vlb_rows(*case, "posterior", None, T.device, torch.float32)
+        rows = vlb_rows(SCHEDULE, *case, "posterior", None, T.device, torch.float32)
         (vlb, x_0_mse), next_x_t = ops.vlb_terms(out, x_0, x_t, None, T, rows, False, key, following)
         expected = vlb_loss(out, x_0, x_t, T, SCHEDULE, *case, reduction="none")
         torch.testing.assert_close(vlb, expected, rtol=1e-6, atol=0)

@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .. import noise_key, q_sample, timesteps
 from .config import TrainConfig
 from .data import as_float
 from .eager import EagerLoss
 from .network import make_scheduler
-from .trainer import Trainer, learning_rate, make_optimizer, update
+from .trainer import Trainer, learning_rate, make_optimizer, update, update_average
 
 STAGES = ("noising", "network", "loss", "optimizer", "EMA")
 WARMUP_STEPS = 3
@@ -87,7 +86,7 @@ class _Step:
         self.t_sampler = copy.deepcopy(trainer.t_sampler)
         self.network = copy.deepcopy(trainer.network)
         self.optimizer = make_optimizer(self.network, self.config)
-        self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(self.config.ema_decay))
+        self.average = copy.deepcopy(trainer.average)
 
     def run(self, i: int) -> None:
         x_0 = as_float(self.trainer.images[self.trainer.order.indices(i)])
@@ -101,7 +100,7 @@ class _Step:
         self.clock("network", lambda: output.backward(grad))
         self.clock.times["network"][-1] += forward
         self.clock("optimizer", lambda: update(self.network, self.optimizer, learning_rate(self.config, i)))
-        self.clock("EMA", lambda: self.average.update_parameters(self.network))
+        self.clock("EMA", lambda: update_average(self.average, self.network, self.config.ema_decay))
 
     def _noising(self, x_0: Tensor, i: int) -> tuple[Tensor, Tensor, Tensor]:
         key = noise_key(self.config.seed, i, len(x_0), device=x_0.device)

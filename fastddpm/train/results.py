@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 from diffusers import UNet2DModel
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from . import checkpoint
 from .config import TrainConfig, UsageError
@@ -24,15 +23,14 @@ def write_results(trainer: Trainer) -> str:
     There is no pipeline for variance "learned": diffusers' scheduler takes such an output for the variance, not its logarithm.
     """
     out, config = trainer.out, trainer.config
-    network = trainer.average.module.eval()
     if config.variance == "learned":
         (out / "model_index.json").unlink(
             missing_ok=True
         )  # nor shall one of a run that was here before be taken for this one's
     else:
-        save_pipeline(network, config, out)
+        save_pipeline(trainer.average, config, out)
     save_loss_plot(trainer.metrics.lines, out / "loss.png")
-    save_grid(draw(network, config, SAMPLES, device=trainer.device), out / "samples.png")
+    save_grid(draw(trainer.average, config, SAMPLES, device=trainer.device), out / "samples.png")
     rows = measure_step(trainer)
     save_table(rows, out / "timing.json")
     threads = f"{torch.get_num_threads()} threads" if trainer.device.type == "cpu" else torch.cuda.get_device_name()
@@ -70,6 +68,6 @@ def load_network(run: Path | str) -> tuple[UNet2DModel, TrainConfig]:
     """
     state = checkpoint.load(Path(run), "cpu")
     config = TrainConfig(**state["config"])
-    average = AveragedModel(make_network(config, state["image_shape"]))
-    average.load_state_dict(state["average"])
-    return average.module.eval(), config
+    network = make_network(config, state["image_shape"])
+    network.load_state_dict(state["average"])
+    return network.eval(), config

@@ -5,6 +5,7 @@ sampling where it is used, and the step number: the batch, t and the noise are f
 sampling, its state. So that is what a checkpoint holds.
 """
 
+import copy
 import math
 import signal
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from diffusers import UNet2DModel
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from .. import noise_key
@@ -85,7 +86,7 @@ class Trainer:
         self.diffusion = config.diffusion()
         self.t_sampler = config.t_sampler(self.device)
         self.network = make_network(config, images.shape[1:]).to(self.device)
-        self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+        self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
         self.optimizer = make_optimizer(self.network, config)
         self.metrics = Metrics(out / "metrics.jsonl", config.log_every, self.device)
         torch.manual_seed(config.seed)
@@ -112,7 +113,7 @@ class Trainer:
         loss = self.diffusion.training_loss(self.network, x_0, key, t_sampler=self.t_sampler)
         loss.backward()
         update(self.network, self.optimizer, learning_rate(self.config, self.step))
-        self.average.update_parameters(self.network)
+        update_average(self.average, self.network, self.config.ema_decay)
         return loss.detach()
 
     def save(self) -> None:
@@ -183,6 +184,11 @@ def update(network: UNet2DModel, optimizer: torch.optim.Optimizer, lr: float) ->
         group["lr"] = lr
     optimizer.step()
     optimizer.zero_grad()
+
+
+def update_average(average: UNet2DModel, network: UNet2DModel, decay: float) -> None:
+    """Moves the averaged weights towards the network's. No step is counted: `AveragedModel` reads its counter in each."""
+    get_ema_multi_avg_fn(decay)(list(average.parameters()), list(network.parameters()), None)
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

@@ -1,117 +1,57 @@
-// Tensors of a call to plans, views, keys and rows (plan.h), the tensors that it returns, and its chunks to threads.
+// Tensors of a call to plans, views, keys and rows (plan.h), and its chunks to threads.
 //
 // What the public functions have checked is checked again only as far as memory is at stake; the range of t is checked here,
 // before any thread starts.
 #pragma once
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <initializer_list>
-#include <optional>
-#include <stdexcept>
-#include <string>
+#include <algorithm>
 #include <vector>
 
-#include "pages.h"
 #include "plan.h"
+#include "tensors.h"
 
 namespace fastddpm {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using MaybeTensor = std::optional<Tensor>;
-
-constexpr size_t kBeyondCaches = size_t(32) << 20;  // bytes of a tensor that nobody will find in a cache
-constexpr int kNone = 0, kMean = 1;  // a reduction; 2 is the sum
 constexpr int64_t kMaxElements = int64_t(1) << 34;  // of a sample: 2^32 Philox blocks
 
-// ---- outputs ----
-
-Tensor empty(const int64_t* sizes, const int64_t* strides, int64_t dims, int32_t dtype) {
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(dims, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
-}
-
-int32_t raw_dtype(const Tensor& x) {
-  int32_t dtype;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x.get(), &dtype));
-  return dtype;
-}
-
-// [count] of x's dtype, or a scalar where there is no count.
-Tensor fresh(const Tensor& x, std::optional<int64_t> count) {
-  const int64_t size = count.value_or(1), stride = 1;
-  return empty(&size, &stride, count ? 1 : 0, raw_dtype(x));
-}
-
-// In some order of its dimensions x lies without gaps: then a tensor like it has its strides.
-inline bool is_dense(const Tensor& x) {
-  if (x.is_contiguous()) return true;
-  int64_t expected = 1;
-  for (int64_t d = 0; d < x.dim(); ++d) {
-    int64_t next = 0;
-    while (next < x.dim() && (x.stride(next) != expected || x.size(next) == 1)) ++next;
-    if (next == x.dim()) break;
-    expected *= x.size(next);
-  }
-  return expected == x.numel();
-}
-
-// Like x. A large one lies in pages that an earlier one of its size may have left (pages.h).
-inline Tensor fresh_like(const Tensor& x) {
-  if (!is_dense(x)) return torch::stable::empty_like(x);
-  const size_t bytes = size_t(x.numel()) * x.element_size();
-  if (bytes >= kWorthPages)
-    if (auto handle = empty_in_pages(x.sizes().data(), x.strides().data(), x.dim(), raw_dtype(x), bytes)) return Tensor(handle);
-  return empty(x.sizes().data(), x.strides().data(), x.dim(), raw_dtype(x));
-}
-
 // ---- tensors to views ----
-
-Dtype dtype_of(const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float: return Dtype::kFloat32;
-    case ScalarType::Double: return Dtype::kFloat64;
-    case ScalarType::BFloat16: return Dtype::kBFloat16;
-    case ScalarType::Half: return Dtype::kFloat16;
-    default: STD_TORCH_CHECK(false, "expected a float32, float64, bfloat16 or float16 tensor"); return Dtype::kFloat32;
-  }
-}
 
 // kFirst and kSecond are the halves of a network's output [B, 2C, ...]: its prediction and its variance.
 enum class Half : uint8_t { kNeither, kFirst, kSecond };
 
+// An argument of a call. Without a tensor it is left out.
 struct Binding {
+  const char* name;
   View* view;
   const Tensor* tensor;
   Half half = Half::kNeither;
 };
 
-// The tensors that a call was given; no op has more than nine.
 struct Bindings {
-  Binding all[9];
-  int count = 0;
-  Bindings(std::initializer_list<Binding> given) {
-    for (const auto& b : given)
-      if (b.tensor) all[count++] = b;
-  }
-  const Binding* begin() const { return all; }
-  const Binding* end() const { return all + count; }
+  const Binding *from, *to;
+  const Binding* begin() const { return from; }
+  const Binding* end() const { return to; }
 };
+
+Dtype dtype_of(const Binding& b) {
+  switch (b.tensor->scalar_type()) {
+    case ScalarType::Float: return Dtype::kFloat32;
+    case ScalarType::Double: return Dtype::kFloat64;
+    case ScalarType::BFloat16: return Dtype::kBFloat16;
+    case ScalarType::Half: return Dtype::kFloat16;
+    default: refuse(b.name, "a float32, float64, bfloat16 or float16 tensor", text(*b.tensor));
+  }
+}
 
 void bind_one(const Binding& b, const Tensor& first) {
   const Tensor& x = *b.tensor;
-  const bool halved = b.half != Half::kNeither;
+  const auto size = [&](int64_t d) { return first.size(d) * (d == 1 && b.half != Half::kNeither ? 2 : 1); };
   bool same = x.is_cpu() && x.dim() == first.dim();
-  for (int64_t d = 0; same && d < first.dim(); ++d) same = x.size(d) == first.size(d) * (halved && d == 1 ? 2 : 1);
-  STD_TORCH_CHECK(same, "expected tensors of one shape on the CPU");
-  b.view->dtype = dtype_of(x);
+  for (int64_t d = 0; same && d < first.dim(); ++d) same = x.size(d) == size(d);
+  if (!same) refuse(b.name, brackets(first.dim(), size) + " on the CPU", text(x));
+  b.view->dtype = dtype_of(b);
   b.view->batch_stride = x.stride(0);
-  b.view->large = size_t(x.numel()) * x.element_size() >= kBeyondCaches;
+  b.view->large = size_t(x.numel()) * x.element_size() >= thresholds.streamed;
   b.view->data = static_cast<char*>(x.data_ptr());
   if (b.half == Half::kSecond) b.view->data += first.size(1) * x.stride(1) * size_of(b.view->dtype);
 }
@@ -158,18 +98,25 @@ void choose_layout(Plan& plan, const Bindings& bindings) {
   plan.chunks = (plan.numel + width - 1) / width;
 }
 
-Plan bind(const Bindings& bindings) {
-  const Tensor& first = *bindings.all[0].tensor;
-  STD_TORCH_CHECK(first.dim() >= 1 && first.dim() <= kMaxDims, "expected 1 to 16 dimensions, got ", first.dim());
+Plan bind_all(const Bindings& bindings) {
+  const auto& [name, view, tensor, half] = *bindings.from;
+  const Tensor& first = *tensor;
+  if (first.dim() < 1 || first.dim() > kMaxDims) refuse(name, "1 to 16 dimensions", std::to_string(first.dim()));
   Plan plan;
   plan.batch = first.size(0);
   plan.numel = 1;
   for (int64_t d = 1; d < first.dim(); ++d) plan.numel *= first.size(d);
-  STD_TORCH_CHECK(plan.numel <= kMaxElements, "expected at most 2^34 elements a sample, got ", plan.numel);
+  if (plan.numel > kMaxElements) refuse(name, "at most 2^34 elements a sample", std::to_string(plan.numel));
   for (const auto& b : bindings) bind_one(b, first);
   if (plan.numel) merge_dims(plan, bindings, first);
   choose_layout(plan, bindings);
   return plan;
+}
+
+// The first argument has the shape of them all.
+template <size_t N> Plan bind(const Binding (&given)[N]) {
+  Binding present[N];
+  return bind_all({present, std::copy_if(given, given + N, present, [](const Binding& b) { return b.tensor; })});
 }
 
 const Tensor* pointer(const MaybeTensor& x) { return x ? &*x : nullptr; }
@@ -177,13 +124,14 @@ const Tensor* pointer(const MaybeTensor& x) { return x ? &*x : nullptr; }
 // A network's output, or its gradient: [B, C, ...] as x, or [B, 2C, ...] with a variance in the second half.
 class Halves {
  public:
-  Halves(const Tensor& output, const Tensor& x)
-      : output_(&output), learned_(x.dim() > 1 && output.dim() == x.dim() && output.size(1) != x.size(1)) {}
+  Halves(const char* name, const Tensor& output, const Tensor& x)
+      : name_(name), output_(&output), learned_(x.dim() > 1 && output.dim() == x.dim() && output.size(1) != x.size(1)) {}
   bool learned() const { return learned_; }
-  Binding first(View& view) const { return {&view, output_, learned_ ? Half::kFirst : Half::kNeither}; }
-  Binding second(View& view) const { return {&view, learned_ ? output_ : nullptr, Half::kSecond}; }
+  Binding first(View& view) const { return {name_, &view, output_, learned_ ? Half::kFirst : Half::kNeither}; }
+  Binding second(View& view) const { return {name_, &view, learned_ ? output_ : nullptr, Half::kSecond}; }
 
  private:
+  const char* name_;
   const Tensor* output_;
   bool learned_;
 };
@@ -193,50 +141,55 @@ class Halves {
 bool is_key(const MaybeTensor& noise) { return noise && noise->scalar_type() == ScalarType::Long; }
 const Tensor* noise_tensor(const MaybeTensor& noise) { return is_key(noise) ? nullptr : pointer(noise); }
 
-void bind_key(Noise& noise, const Tensor& key, int64_t batch) {
-  STD_TORCH_CHECK(key.is_cpu() && key.scalar_type() == ScalarType::Long && key.dim() == 2 && key.size(0) == batch &&
-                      key.size(1) == 2,
-                  "expected an int64 key [", batch, ", 2] on the CPU");
+void bind_key(Noise& noise, const char* name, const Tensor& key, int64_t batch) {
+  if (!key.is_cpu() || key.scalar_type() != ScalarType::Long || key.dim() != 2 || key.size(0) != batch || key.size(1) != 2)
+    refuse(name, "an int64 key [" + std::to_string(batch) + ", 2] on the CPU", text(key));
   noise.key = static_cast<const int64_t*>(key.data_ptr());
   noise.key_strides[0] = key.stride(0);
   noise.key_strides[1] = key.stride(1);
 }
-void bind_key(Noise& noise, const MaybeTensor& key, int64_t batch) {
-  if (is_key(key)) bind_key(noise, *key, batch);
+void bind_key(Noise& noise, const char* name, const MaybeTensor& key, int64_t batch) {
+  if (is_key(key)) bind_key(noise, name, *key, batch);
 }
 
-// Each sample's row number, checked.
-std::vector<int64_t> row_numbers(const char* name, const Tensor& t, const Tensor& rows, int64_t batch) {
+// Element `at` of data that is of the wider of two types, or of the narrower.
+template <class Wide, class Narrow> Wide value(const void* data, bool wide, int64_t at) {
+  return wide ? static_cast<const Wide*>(data)[at] : Wide(static_cast<const Narrow*>(data)[at]);
+}
+
+// Each sample's row number, checked. The rows bound read it there: it must live as long.
+template <template <class> class Row>
+[[nodiscard]] std::vector<int64_t> bind_rows(Rows& bound, const char* name, const Tensor& t, const Tensor& rows, int64_t batch) {
+  constexpr int64_t kColumns = sizeof(Row<float>) / sizeof(float);
+  bound.wide = rows.scalar_type() == ScalarType::Double;
+  if (!rows.is_cpu() || (!bound.wide && rows.scalar_type() != ScalarType::Float) || rows.dim() != 2 ||
+      rows.size(1) != kColumns || !rows.is_contiguous())
+    refuse("rows", "contiguous float32 or float64 [T, " + std::to_string(kColumns) + "] on the CPU", text(rows));
   const bool wide = t.scalar_type() == ScalarType::Long;
-  STD_TORCH_CHECK(t.is_cpu() && (wide || t.scalar_type() == ScalarType::Int) && t.dim() <= 1 &&
-                      (t.numel() == 1 || t.numel() == batch),
-                  "expected an int32 or int64 index [", batch, "] on the CPU");
+  if (!t.is_cpu() || (!wide && t.scalar_type() != ScalarType::Int) || t.dim() > 1 || (t.numel() != 1 && t.numel() != batch))
+    refuse(name, "int32 or int64 [" + std::to_string(batch) + "], or one value, on the CPU", text(t));
   const int64_t stride = t.numel() == 1 ? 0 : t.stride(0), count = rows.size(0);
-  std::vector<int64_t> numbers(static_cast<size_t>(batch));
+  std::vector<int64_t> numbers(size_t(batch), 0);
   for (int64_t b = 0; b < batch; ++b) {
-    const int64_t n = wide ? static_cast<const int64_t*>(t.data_ptr())[b * stride]
-                           : int64_t(static_cast<const int32_t*>(t.data_ptr())[b * stride]);
+    const int64_t n = value<int64_t, int32_t>(t.data_ptr(), wide, b * stride);
     if (n < 0 || n >= count)
       throw std::out_of_range(std::string(name) + ": expected 0 .. " + std::to_string(count - 1) + ", got " + std::to_string(n));
-    numbers[static_cast<size_t>(b)] = n;
+    numbers[size_t(b)] = n;
   }
+  bound.table = rows.data_ptr(), bound.index = numbers.data();
   return numbers;
 }
 
-Rows rows_of(const Tensor& rows, const std::vector<int64_t>& numbers, int64_t columns) {
-  const bool wide = rows.scalar_type() == ScalarType::Double;
-  STD_TORCH_CHECK(rows.is_cpu() && (wide || rows.scalar_type() == ScalarType::Float) && rows.dim() == 2 &&
-                      rows.size(1) == columns && rows.is_contiguous(),
-                  "expected contiguous float rows [T, ", columns, "] on the CPU");
-  return {rows.data_ptr(), numbers.data(), wide};
-}
-
-// The upstream gradient: one value or [B], of the arithmetic's type.
-int64_t upstream_stride(const Tensor& upstream, int64_t batch, bool wide) {
-  STD_TORCH_CHECK(upstream.is_cpu() && upstream.scalar_type() == (wide ? ScalarType::Double : ScalarType::Float) &&
-                      (upstream.dim() == 0 || (upstream.dim() == 1 && upstream.size(0) == batch)),
-                  "expected an upstream gradient of the loss's dtype and shape");
-  return upstream.dim() == 0 ? 0 : upstream.stride(0);
+// A loss's upstream gradient, one value or [B] of the arithmetic's type, as [B].
+std::vector<double> bind_upstream(const char* name, const Tensor& upstream, int64_t batch, bool wide) {
+  const auto dtype = wide ? ScalarType::Double : ScalarType::Float;
+  const bool one = upstream.dim() == 0;
+  if (!upstream.is_cpu() || upstream.scalar_type() != dtype || !(one || (upstream.dim() == 1 && upstream.size(0) == batch)))
+    refuse(name, std::string(name_of(dtype)) + " [] or [" + std::to_string(batch) + "] on the CPU", text(upstream));
+  const int64_t stride = one ? 0 : upstream.stride(0);
+  std::vector<double> values(size_t(batch), 0);
+  for (int64_t b = 0; b < batch; ++b) values[size_t(b)] = value<double, float>(upstream.data_ptr(), wide, b * stride);
+  return values;
 }
 
 // ---- chunks to threads ----

@@ -98,8 +98,8 @@ struct Chunk {
     commit(w, second, other);
   }
 
-  template <class T> const T* row(const Rows& rows, int columns) const {
-    return static_cast<const T*>(rows.table) + rows.index[sample] * columns;
+  template <class Row> const Row& row(const Rows& rows) const {
+    return static_cast<const Row*>(rows.table)[rows.index[sample]];
   }
 
   // The chunk's noise, in the order that the chunk is walked. Null where there is none. Of few channels that lie interleaved

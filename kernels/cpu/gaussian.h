@@ -1,4 +1,4 @@
-// The negative log-likelihood of a pixel's bin under a normal, its derivatives, in double (fastddpm/gaussian.py derives it).
+// The negative log-likelihood of a pixel's bin under a normal, its derivatives, in double (fastddpm/reference/gaussian.py derives it).
 //
 // With y = (x_0 - mean) / deviation and w = (1/255) / deviation the bin is [y - w, y + w]; at -1 and +1 it is open to one side.
 // exact: by Mills' ratio R = Q / phi, so that no tail is ever lost:

@@ -1,5 +1,6 @@
 // Every kernel for one instruction set, and the table of them (fastddpm::Kernels).
 #pragma once
+#include "keys.h"
 #include "mse.h"
 #include "noising.h"
 #include "reverse.h"

@@ -1,4 +1,4 @@
-// mse: loss_b = w mean (out - target)^2, target = p z + q x_0 + r x_t, for the row (p, q, r, w) of the sample's t
+// mse: loss_b = w mean (out - target)^2, target = p z + q x_0 + r x_t, for the row of the sample's t
 // (Ho et al. 2020, eq. 14; Salimans & Ho 2022 for v).
 //
 //   target = fma(r, x_t, fma(q, x_0, p z));  d = out - target;  sum += d d;  grad = ((2 w / D) d) g
@@ -12,21 +12,25 @@ namespace FASTDDPM_ISA {
 
 constexpr int kSums = 16;  // partial sums, the same number for every instruction set so that all give the same bits
 
-template <class T> inline double sum_of_squares(const T* d, int64_t n) {
+// Of value(0) .. value(n - 1), always in the same order.
+template <class T, class F> inline double sum_of(int64_t n, F value) {
   T part[kSums] = {};
   int64_t i = 0;
   for (; i + kSums <= n; i += kSums)
-    for (int j = 0; j < kSums; ++j) part[j] += d[i + j] * d[i + j];
-  for (int j = 0; i + j < n; ++j) part[j] += d[i + j] * d[i + j];
+    for (int j = 0; j < kSums; ++j) part[j] += value(i + j);
+  for (int j = 0; i + j < n; ++j) part[j] += value(i + j);
   double sum = 0;
   for (int j = 0; j < kSums; ++j) sum += double(part[j]);
   return sum;
 }
+template <class T> inline double sum_of_squares(const T* d, int64_t n) {
+  return sum_of<T>(n, [&](int64_t i) { return d[i] * d[i]; });
+}
 
-// d = out - target
-template <class T>
-inline void difference(const T* out, const T* z, const T* x_0, const T* x_t, const T* row, int64_t n, T* d) {
-  const T p = row[0], q = row[1], r = row[2];
+// d = out - target, for a row that has p, q and r
+template <class T, class Row>
+inline void difference(const T* out, const T* z, const T* x_0, const T* x_t, const Row& row, int64_t n, T* d) {
+  const T p = row.p, q = row.q, r = row.r;
   if (z && !x_0 && !x_t) {
     for (int64_t i = 0; i < n; ++i) d[i] = out[i] - p * z[i];
     return;
@@ -62,20 +66,18 @@ template <class T> void mse(const MseArgs& args, int64_t begin, int64_t end) {
   T* d = d_buffer.values;
   for (int64_t number = begin; number < end; ++number) {
     const Chunk chunk(args.plan, number);
-    const T* row = chunk.row<T>(args.rows, 4);
-    const T scale = T(2) * row[3] / T(args.count);
-    const T upstream =
-        args.upstream ? static_cast<const T*>(args.upstream)[chunk.sample * args.upstream_stride] : T(1);
+    const auto& row = chunk.row<MseRow<T>>(args.rows);
+    const T scale = T(2) * row.w / T(args.count), upstream = args.upstream ? T(args.upstream[chunk.sample]) : T(1);
     if constexpr (sizeof(T) == 4) {
       if (chunk.in_steps(args.noise, args.model_output, args.grad) && !args.x_0.data && !args.x_t.data) {
-        epsilon_in_steps(args, chunk, row[0], scale, upstream, d);
-        if (args.sums) args.sums[number] = sum_of_squares(d, chunk.count);
+        epsilon_in_steps(args, chunk, row.p, scale, upstream, d);
+        if (args.squares) args.squares[number] = sum_of_squares(d, chunk.count);
         continue;
       }
     }
     difference(chunk.fetch(args.model_output, out_buffer), chunk.noise(args.noise, z_buffer),
                chunk.fetch(args.x_0, x_0_buffer), chunk.fetch(args.x_t, x_t_buffer), row, chunk.count, d);
-    if (args.sums) args.sums[number] = sum_of_squares(d, chunk.count);
+    if (args.squares) args.squares[number] = sum_of_squares(d, chunk.count);
     T* grad = chunk.target(args.grad, grad_buffer);
     if (!grad) continue;
     for (int64_t i = 0; i < chunk.count; ++i) grad[i] = scale * d[i] * upstream;
@@ -88,7 +90,7 @@ template <class T> void scale(const ScaleArgs& args, int64_t begin, int64_t end)
   Buffer<T> buffer;
   for (int64_t number = begin; number < end; ++number) {
     const Chunk chunk(args.plan, number);
-    const T upstream = static_cast<const T*>(args.upstream)[chunk.sample * args.upstream_stride];
+    const T upstream = T(args.upstream[chunk.sample]);
     if (upstream == T(1)) continue;
     const T* from = chunk.fetch(args.grad, buffer);
     T* to = chunk.target(args.grad, buffer);

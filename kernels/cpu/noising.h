@@ -1,4 +1,4 @@
-// noising: x_t = a x_0 + s z for the row (a, s) of the sample's t (Ho et al. 2020, eq. 4; eq. 2 for one step).
+// noising: x_t = a x_0 + s z for the row of the sample's t (Ho et al. 2020, eq. 4; eq. 2 for one step).
 //
 //   out = fma(a, x, s z);  without noise, as in the backward, out = a x
 //
@@ -8,13 +8,13 @@
 
 namespace FASTDDPM_ISA {
 
-inline void noise_in_steps(const NoisingArgs& args, const Chunk& chunk, float a, float s) {
+inline void noise_in_steps(const NoisingArgs& args, const Chunk& chunk, NoisingRow<float> k) {
   Buffer<float> none;
   const float* x = chunk.fetch(args.x, none);
   float* out = chunk.place<float>(args.out);
   chunk.each_step(args.noise, x, [&](int64_t at, int64_t n, float* z) {
     float* to = args.out.large ? z : out + at;
-    for (int64_t i = 0; i < n; ++i) to[i] = fused(a, x[at + i], s * z[i]);
+    for (int64_t i = 0; i < n; ++i) to[i] = fused(k.a, x[at + i], k.s * z[i]);
     if (args.out.large) stream(z, out + at, n);
   });
 }
@@ -50,11 +50,10 @@ template <class T> void noising(const NoisingArgs& args, int64_t begin, int64_t 
   Buffer<T> x_buffer, z_buffer, out_buffer;
   for (int64_t number = begin; number < end; ++number) {
     const Chunk chunk(args.plan, number);
-    const T* row = chunk.row<T>(args.rows, 2);
-    const T a = row[0], s = row[1];
+    const auto k = chunk.row<NoisingRow<T>>(args.rows);
     if constexpr (sizeof(T) == 4) {
       if (chunk.in_steps(args.noise, args.x, args.out)) {
-        noise_in_steps(args, chunk, a, s);
+        noise_in_steps(args, chunk, k);
         continue;
       }
     }
@@ -63,38 +62,14 @@ template <class T> void noising(const NoisingArgs& args, int64_t begin, int64_t 
     const bool leaves = z && args.out.large && args.plan.layout == Layout::kInterleaved && args.out.dtype == Chunk::native<T>();
     T* out = leaves ? leaving.buffer() : chunk.target(args.out, out_buffer);
     if (z) {
-      for (int64_t i = 0; i < chunk.count; ++i) out[i] = fused(a, x[i], s * z[i]);
+      for (int64_t i = 0; i < chunk.count; ++i) out[i] = fused(k.a, x[i], k.s * z[i]);
     } else {
-      for (int64_t i = 0; i < chunk.count; ++i) out[i] = a * x[i];
+      for (int64_t i = 0; i < chunk.count; ++i) out[i] = k.a * x[i];
     }
     if (leaves) leaving.leave(chunk.place<T>(args.out), chunk.count);
     else chunk.commit(args.out, out, out_buffer);
   }
   leaving.flush();
-}
-
-// t = mulhi(w[0], T) of block 0 in the timestep's stream, whatever stream the key names
-inline void timesteps(const Noise& noise, int64_t num_timesteps, int64_t batch, int64_t* t) {
-  constexpr uint64_t kStream = uint64_t(3) << 60, kRest = (uint64_t(1) << 60) - 1;
-  for (int64_t b = 0; b < batch; ++b) {
-    const int64_t* key = noise.key + b * noise.key_strides[0];
-    const uint64_t subsequence = (uint64_t(key[noise.key_strides[1]]) & kRest) | kStream;
-    Counters w;
-    Philox(key[0], int64_t(subsequence))(0, w);
-    uint64_t first;
-    std::memcpy(&first, w.c0, sizeof(first));
-    t[b] = int64_t((first & 0xFFFFFFFFu) * uint64_t(num_timesteps) >> 32);
-  }
-}
-
-inline void randn(const RandnArgs& args, int64_t begin, int64_t end) {
-  Buffer<float> buffer;
-  for (int64_t number = begin; number < end; ++number) {
-    const Chunk chunk(args.plan, number);
-    chunk.normals(args.noise, buffer.values);
-    chunk.commit(args.out, buffer.values, buffer);
-  }
-  fence();
 }
 
 }  // namespace FASTDDPM_ISA

@@ -29,7 +29,6 @@ namespace fastddpm {
 namespace {
 
 constexpr size_t kPage = size_t(2) << 20;
-constexpr size_t kWorthPages = size_t(8) << 20;  // bytes of a tensor; smaller ones malloc itself uses again
 
 #if defined(__linux__)
 

@@ -6,6 +6,8 @@
 #pragma once
 #include <cstdint>
 
+#include "columns.h"
+
 namespace fastddpm {
 
 constexpr int64_t kChunk = 512;      // elements
@@ -61,25 +63,23 @@ struct NoisingArgs {
   Plan plan;
   View x, out;
   Noise noise;
-  Rows rows;  // a, s
+  Rows rows;  // NoisingRow
 };
 
 struct MseArgs {
   Plan plan;
   View model_output, x_0, x_t, grad;  // grad is written where it is not null
   Noise noise;
-  Rows rows;                // p, q, r, w
-  double* sums = nullptr;   // [B, chunks] of squared differences, written where not null
-  const void* upstream = nullptr;  // one value or [B] of the arithmetic's type; null for 1
-  int64_t upstream_stride = 0;
-  int64_t count = 1;  // D, times B for the mean: what the gradient is divided by
+  Rows rows;                         // MseRow
+  double* squares = nullptr;         // [B, chunks] of the differences' squares summed, written where not null
+  const double* upstream = nullptr;  // [B]; null for 1
+  int64_t count = 1;                 // D, times B for the mean: what the gradient is divided by
 };
 
 struct ScaleArgs {
   Plan plan;
   View grad;
-  const void* upstream = nullptr;
-  int64_t upstream_stride = 0;
+  const double* upstream = nullptr;  // [B]
   bool wide = false;
 };
 
@@ -88,11 +88,11 @@ struct VlbArgs {
   View x_0, x_t, model_output, variance;  // the halves of the network's output; variance is null where it is fixed
   View grad, grad_variance, next;         // the gradient, and the next step's x_t, are written where not null
   Noise noise, next_noise;
-  Rows rows, next_rows;     // a, s, p_x, p_o, bound, c, e_0, e_x, e_o, v_0, v_1, precision, p, q, r, w
+  Rows rows, next_rows;     // VlbRow
   bool tanh_cdf = false;
   bool hybrid = false;      // the mean channels learn from the squared error of the output
   bool terms = false;       // beside the nats the squared error of x_0_hat is wanted
-  double* sums = nullptr;   // [B, chunks, 2] of nats and squared differences, written where not null
+  double *nats = nullptr, *squares = nullptr;  // [B, chunks] of each summed, written where not null
   const double *vlb_scale = nullptr, *mse_scale = nullptr;  // [B]: what a gradient of the nats, of w times the squares / 2, is scaled by
 };
 
@@ -100,7 +100,7 @@ struct ReverseArgs {
   Plan plan;
   View model_output, variance, x_t, x_prev, x_0;  // variance: its channels, where it is learned; x_0 is written where it is not null
   Noise noise;
-  Rows rows;  // p_x, p_o, bound, k_x, k_0, k_o, sigma, k_v
+  Rows rows;  // StepRow
 };
 
 struct ReverseBackwardArgs {

@@ -1,4 +1,4 @@
-// reverse: one update of any sampler, for the row (p_x, p_o, bound, k_x, k_0, k_o, sigma, k_v) of the sample's step
+// reverse: one update of any sampler, for the row of the sample's step
 // (Ho et al. 2020, algorithm 2, for DDPM's rows; Nichol & Dhariwal 2021, 3.1, for a learned variance v).
 //
 //   x_0_hat = clamp(fma(p_o, out, p_x x), -bound, bound)
@@ -24,29 +24,28 @@ template <class T> void reverse(const ReverseArgs& args, int64_t begin, int64_t 
   Buffer<T> out_buffer, v_buffer, x_buffer, z_buffer, prev_buffer, x_0_buffer;
   for (int64_t number = begin; number < end; ++number) {
     const Chunk chunk(args.plan, number);
-    const T* row = chunk.row<T>(args.rows, 8);
-    const T p_x = row[0], p_o = row[1], bound = row[2], k_x = row[3], k_0 = row[4], k_o = row[5];
-    T sigma = row[6];
+    const auto k = chunk.row<StepRow<T>>(args.rows);
+    T sigma = k.sigma;
     const T* out = chunk.fetch(args.model_output, out_buffer);
     const T* x = chunk.fetch(args.x_t, x_buffer);
     const T* z = sigma != T(0) ? chunk.noise(args.noise, z_buffer) : nullptr;
     if (const T* v = z ? chunk.fetch(args.variance, v_buffer) : nullptr) {
-      scale_noise(z, v, sigma, row[7], chunk.count, z_buffer.values);
+      scale_noise(z, v, sigma, k.k_v, chunk.count, z_buffer.values);
       z = z_buffer.values, sigma = 1;
     }
     T* prev = chunk.target(args.x_prev, prev_buffer);
     T* kept = chunk.target(args.x_0, x_0_buffer);
     T* x_0 = kept ? kept : x_0_buffer.values;
     for (int64_t i = 0; i < chunk.count; ++i) {
-      const T v = fused(p_o, out[i], p_x * x[i]);
-      const T low = v < -bound ? -bound : v;  // a NaN passes both
-      x_0[i] = low > bound ? bound : low;
+      const T v = fused(k.p_o, out[i], k.p_x * x[i]);
+      const T low = v < -k.bound ? -k.bound : v;  // a NaN passes both
+      x_0[i] = low > k.bound ? k.bound : low;
     }
     if (z) {
       for (int64_t i = 0; i < chunk.count; ++i)
-        prev[i] = fused(sigma, z[i], fused(k_o, out[i], fused(k_0, x_0[i], k_x * x[i])));
+        prev[i] = fused(sigma, z[i], fused(k.k_o, out[i], fused(k.k_0, x_0[i], k.k_x * x[i])));
     } else {
-      for (int64_t i = 0; i < chunk.count; ++i) prev[i] = fused(k_o, out[i], fused(k_0, x_0[i], k_x * x[i]));
+      for (int64_t i = 0; i < chunk.count; ++i) prev[i] = fused(k.k_o, out[i], fused(k.k_0, x_0[i], k.k_x * x[i]));
     }
     chunk.commit(args.x_prev, prev, prev_buffer);
     if (kept) chunk.commit(args.x_0, kept, x_0_buffer);
@@ -58,8 +57,7 @@ template <class T> void reverse_backward(const ReverseBackwardArgs& args, int64_
   const Buffer<T> zeros{};
   for (int64_t number = begin; number < end; ++number) {
     const Chunk chunk(args.plan, number);
-    const T* row = chunk.row<T>(args.rows, 8);
-    const T p_x = row[0], p_o = row[1], bound = row[2], k_x = row[3], k_0 = row[4], k_o = row[5], sigma = row[6];
+    const auto k = chunk.row<StepRow<T>>(args.rows);
     const T* g = chunk.fetch(args.grad_x_prev, g_buffer);
     const T* h = chunk.fetch(args.grad_x_0, h_buffer);
     if (!g) g = zeros.values;
@@ -69,15 +67,15 @@ template <class T> void reverse_backward(const ReverseBackwardArgs& args, int64_
     T* grad_out = chunk.target(args.grad_model_output, grad_out_buffer);
     T* grad_x = chunk.target(args.grad_x_t, grad_x_buffer);
     for (int64_t i = 0; i < chunk.count; ++i) {
-      const T v = fused(p_o, out[i], p_x * x[i]);
-      const T through = v < -bound || v > bound ? T(0) : k_0 * g[i] + h[i];
-      grad_out[i] = fused(p_o, through, k_o * g[i]);
-      grad_x[i] = fused(p_x, through, k_x * g[i]);
+      const T v = fused(k.p_o, out[i], k.p_x * x[i]);
+      const T through = v < -k.bound || v > k.bound ? T(0) : k.k_0 * g[i] + h[i];
+      grad_out[i] = fused(k.p_o, through, k.k_o * g[i]);
+      grad_x[i] = fused(k.p_x, through, k.k_x * g[i]);
     }
     chunk.commit(args.grad_x_t, grad_x, grad_x_buffer);
     if (T* grad_v = chunk.target(args.grad_variance, grad_v_buffer)) {
-      const T* z = sigma != T(0) ? chunk.noise(args.noise, z_buffer) : nullptr;
-      if (z) scale_noise(z, chunk.fetch(args.variance, v_buffer), sigma * row[7], row[7], chunk.count, z_buffer.values);
+      const T* z = k.sigma != T(0) ? chunk.noise(args.noise, z_buffer) : nullptr;
+      if (z) scale_noise(z, chunk.fetch(args.variance, v_buffer), k.sigma * k.k_v, k.k_v, chunk.count, z_buffer.values);
       for (int64_t i = 0; i < chunk.count; ++i) grad_v[i] = z ? g[i] * z_buffer.values[i] : T(0);
       chunk.commit(args.grad_model_output, grad_out, grad_out_buffer, args.grad_variance, grad_v, grad_v_buffer);
     } else {

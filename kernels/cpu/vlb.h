@@ -1,5 +1,5 @@
 // vlb: the variational bound's term of the sample's t, in nats (Ho et al. 2020, eq. 5 and 13; Nichol & Dhariwal 2021, 3.1),
-// for the row (a, s, p_x, p_o, bound, c, e_0, e_x, e_o, v_0, v_1, precision, p, q, r, w), v the variance channel:
+// for the row of the sample's t, v the variance channel:
 //
 //   x_0_hat = clamp(fma(p_o, out, p_x x_t), bound);  missed = x_0 - x_0_hat, not clamped fma(-p_o, out, fma(-p_x, x_t, x_0))
 //   diff  = mu~ - mu = c missed + e_0 x_0 + e_x x_t + e_o out        (the x_t terms of mu~ and mu have cancelled)
@@ -8,7 +8,7 @@
 //           by diff: precision diff e^-delta;  by delta: (-expm1(-delta) - precision diff^2 e^-delta) / 2
 //   t = 0:  NLL of x_0's bin, mean x_0 - diff, variance e^delta / precision (gaussian.h), in double
 //
-// and beside it in the same pass: hybrid's squared error of the row (p, q, r, w) (mse.h), which then has the mean channels'
+// and beside it in the same pass: hybrid's squared error (mse.h), which then has the mean channels'
 // gradient to itself; for bits/dim the squared error of x_0_hat, and the next step's x_t. Forward and backward are one pass:
 // sums where wanted, the gradient where wanted. An x_t that is not given is made again from x_0 and the noise.
 // Moves: reads x_0, out (and x_t, v); writes the gradient (bits/dim: the next x_t).
@@ -19,10 +19,6 @@
 
 namespace FASTDDPM_ISA {
 
-template <class T> struct VlbRow {
-  T a, s, p_x, p_o, bound, c, e_0, e_x, e_o, v_0, v_1, precision, mse[4];
-};
-
 // What a pass reads and makes of a chunk, each an array of the chunk's elements; v, by_out and by_v may be null.
 template <class T> struct VlbChunk {
   const T *x_0, *x_t, *out, *v;
@@ -32,18 +28,17 @@ template <class T> struct VlbChunk {
 
 // By how much the prediction of x_0 fails, and what follows for the means. Close numbers meet inside an fma.
 template <class T> struct Prediction {
-  bool clamped;
-  T missed, diff;  // x_0 - x_0_hat; mu~ - mu
+  T missed, diff, by_out;  // x_0 - x_0_hat; mu~ - mu; d diff / d out
 
-  Prediction(const VlbRow<T>& row, T x_0, T x_t, T out) {
-    const T free = fused(row.p_o, out, row.p_x * x_t);
-    const bool below = free < -row.bound, above = free > row.bound;  // a NaN is neither
-    clamped = below || above;
-    missed = fused(-row.p_o, out, fused(-row.p_x, x_t, x_0));
-    missed = below ? x_0 + row.bound : above ? x_0 - row.bound : missed;
-    diff = fused(row.e_o, out, fused(row.e_x, x_t, fused(row.e_0, x_0, row.c * missed)));
+  template <class Given> Prediction(const VlbRow<Given>& row, T x_0, T x_t, T out) {
+    const T p_x = row.p_x, p_o = row.p_o, bound = row.bound, c = row.c, e_o = row.e_o;
+    const T free = fused(p_o, out, p_x * x_t);
+    const bool below = free < -bound, above = free > bound;  // a NaN is neither
+    missed = fused(-p_o, out, fused(-p_x, x_t, x_0));
+    missed = below ? x_0 + bound : above ? x_0 - bound : missed;
+    diff = fused(e_o, out, fused(T(row.e_x), x_t, fused(T(row.e_0), x_0, c * missed)));
+    by_out = below || above ? e_o : e_o - c * p_o;
   }
-  T by_output(const VlbRow<T>& row) const { return clamped ? row.e_o : row.e_o - row.c * row.p_o; }  // d diff / d out
 };
 
 template <class T, bool kLearned, bool kByOut, bool kByV> inline void kl(const VlbRow<T>& given, const VlbChunk<T>& c, int64_t n) {
@@ -55,20 +50,18 @@ template <class T, bool kLearned, bool kByOut, bool kByV> inline void kl(const V
     const Exponential<T> e = kLearned ? exponential(-fused(row.v_1, c.v[i], row.v_0)) : fixed;
     const T slope = row.precision * p.diff * e.value, squares = slope * p.diff;
     c.nats[i] = half * (e.excess + squares);
-    if constexpr (kByOut) c.by_out[i] = c.scale * slope * p.by_output(row);
+    if constexpr (kByOut) c.by_out[i] = c.scale * slope * p.by_out;
     if constexpr (kByV) c.by_v[i] = half_v * (-e.minus_one - squares);
   }
 }
 
-template <class T> inline void first_step(const VlbRow<T>& given, const VlbChunk<T>& c, bool tanh_cdf, int64_t n) {
-  const auto& g = given;
-  const VlbRow<double> row{g.a, g.s, g.p_x, g.p_o, g.bound, g.c, g.e_0, g.e_x, g.e_o, g.v_0, g.v_1, g.precision, {}};
+template <class T> inline void first_step(const VlbRow<T>& row, const VlbChunk<T>& c, bool tanh_cdf, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     const Prediction<double> p(row, c.x_0[i], c.x_t[i], c.out[i]);
-    const double delta = c.v ? fused(row.v_1, double(c.v[i]), row.v_0) : row.v_0;
+    const double delta = c.v ? fused(double(row.v_1), double(c.v[i]), double(row.v_0)) : row.v_0;
     const Slopes loss = nll(p.diff, delta, row.precision, c.x_0[i], tanh_cdf);
     c.nats[i] = T(loss.value);
-    if (c.by_out) c.by_out[i] = T(c.scale * loss.first * p.by_output(row));
+    if (c.by_out) c.by_out[i] = T(c.scale * loss.first * p.by_out);
     if (c.by_v) c.by_v[i] = T(c.scale * loss.second * row.v_1);
   }
 }
@@ -78,18 +71,6 @@ template <class T> inline void term(bool first, const VlbRow<T>& row, const VlbC
   if (!c.v) return c.by_out ? kl<T, false, true, false>(row, c, n) : kl<T, false, false, false>(row, c, n);
   if (!c.by_v) return kl<T, true, false, false>(row, c, n);
   return c.by_out ? kl<T, true, true, true>(row, c, n) : kl<T, true, false, true>(row, c, n);
-}
-
-// As sum_of_squares: always in the same order.
-template <class T> inline double sum_of(const T* x, int64_t n) {
-  T part[kSums] = {};
-  int64_t i = 0;
-  for (; i + kSums <= n; i += kSums)
-    for (int j = 0; j < kSums; ++j) part[j] += x[i + j];
-  for (int j = 0; i + j < n; ++j) part[j] += x[i + j];
-  double sum = 0;
-  for (int j = 0; j < kSums; ++j) sum += double(part[j]);
-  return sum;
 }
 
 // x_t as q_sample made it: rounded to the dtype that it has in memory.
@@ -110,7 +91,7 @@ template <class T> void vlb(const VlbArgs& args, int64_t begin, int64_t end) {
   for (int64_t number = begin; number < end; ++number) {
     const Chunk chunk(args.plan, number);
     const int64_t n = chunk.count, sample = chunk.sample;
-    const VlbRow<T> row = *reinterpret_cast<const VlbRow<T>*>(chunk.row<T>(args.rows, 16));
+    const auto row = chunk.row<VlbRow<T>>(args.rows);
     const T* z = chunk.noise(args.noise, z_buffer);
     VlbChunk<T> c;
     c.x_0 = chunk.fetch(args.x_0, x_0_buffer);
@@ -127,25 +108,25 @@ template <class T> void vlb(const VlbArgs& args, int64_t begin, int64_t end) {
     c.scale = grad ? T(args.vlb_scale[sample]) : T(0);
     term(args.rows.index[sample] == 0, row, c, args.tanh_cdf, n);
     if (args.hybrid)
-      difference(c.out, z, row.mse[1] != 0 ? c.x_0 : nullptr, row.mse[2] != 0 ? c.x_t : nullptr, row.mse, n, d);
-    if (args.sums) {
-      args.sums[2 * number] = sum_of(c.nats, n);
+      difference(c.out, z, row.q != 0 ? c.x_0 : nullptr, row.r != 0 ? c.x_t : nullptr, row, n, d);
+    if (args.nats) {
+      args.nats[number] = sum_of<T>(n, [&](int64_t i) { return c.nats[i]; });
       if (args.terms)
         for (int64_t i = 0; i < n; ++i) d[i] = Prediction<T>(row, c.x_0[i], c.x_t[i], c.out[i]).missed;
-      args.sums[2 * number + 1] = args.hybrid || args.terms ? sum_of_squares(d, n) : 0;
+      args.squares[number] = args.hybrid || args.terms ? sum_of_squares(d, n) : 0;
     }
     if (grad) {
       if (args.hybrid) {
-        const T to_mse = T(args.mse_scale[sample] * double(row.mse[3]));
+        const T to_mse = T(args.mse_scale[sample] * double(row.w));
         for (int64_t i = 0; i < n; ++i) grad[i] = to_mse * d[i];
       }
       if (grad_v) chunk.commit(args.grad, grad, by_out, args.grad_variance, grad_v, by_v);
       else chunk.commit(args.grad, grad, by_out);
     }
     if (T* next = chunk.target(args.next, next_buffer)) {
-      const T* next_row = chunk.row<T>(args.next_rows, 16);
+      const auto& next_row = chunk.row<VlbRow<T>>(args.next_rows);
       const T* next_z = chunk.noise(args.next_noise, z_buffer);
-      for (int64_t i = 0; i < n; ++i) next[i] = fused(next_row[0], c.x_0[i], next_row[1] * next_z[i]);
+      for (int64_t i = 0; i < n; ++i) next[i] = fused(next_row.a, c.x_0[i], next_row.s * next_z[i]);
       chunk.commit(args.next, next, next_buffer);
     }
   }

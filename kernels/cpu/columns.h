@@ -1,0 +1,11 @@
+// Made of fastddpm/rows.py by kernels/columns.py: what a row of coefficients holds, in its order.
+#pragma once
+
+namespace fastddpm {
+
+template <class T> struct NoisingRow { T a, s; };
+template <class T> struct MseRow { T p, q, r, w; };
+template <class T> struct VlbRow { T a, s, p_x, p_o, bound, c, e_0, e_x, e_o, v_0, v_1, precision, p, q, r, w; };
+template <class T> struct StepRow { T p_x, p_o, bound, k_x, k_0, k_o, sigma, k_v; };
+
+}  // namespace fastddpm

@@ -1,0 +1,54 @@
+// The Python module: which kernels were chosen, and what may be asked of the memory of large results.
+#pragma once
+#include <Python.h>
+
+#include <cstdlib>
+#include <cstring>
+
+#include "bind.h"
+
+namespace fastddpm {
+namespace {
+
+// The fastest set that runs here, or the one that FASTDDPM_ISA names. Null, with a Python error, where that one does not run.
+const Kernels* choose_kernels() {
+  const char* wanted = std::getenv("FASTDDPM_ISA");
+  for (const Kernels* k : {&kAvx512, &kAvx2, &kPortable})
+    if (k->runs_here() && (!wanted || !*wanted || std::strcmp(wanted, k->name) == 0)) return k;
+  PyErr_Format(PyExc_ImportError, "FASTDDPM_ISA: expected avx512, avx2 or portable, and one that this CPU runs, got %s", wanted);
+  return nullptr;
+}
+
+PyObject* names_of_those_that_run() {
+  PyObject* names = PyList_New(0);
+  for (const Kernels* k : {&kAvx512, &kAvx2, &kPortable}) {
+    if (!k->runs_here()) continue;
+    PyObject* name = PyUnicode_FromString(k->name);
+    PyList_Append(names, name);
+    Py_DECREF(name);
+  }
+  PyObject* tuple = PyList_AsTuple(names);
+  Py_DECREF(names);
+  return tuple;
+}
+
+#if defined(__clang__)
+#define FASTDDPM_COMPILER "clang " __clang_version__
+#else
+#define FASTDDPM_COMPILER "gcc " __VERSION__
+#endif
+
+}  // namespace
+}  // namespace fastddpm
+
+PyMODINIT_FUNC PyInit__C(void) {
+  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", "fastddpm's kernels for CPUs", -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  fastddpm::kernels = fastddpm::choose_kernels();
+  if (!fastddpm::kernels) return nullptr;
+  PyObject* module = PyModule_Create(&definition);
+  if (!module) return nullptr;
+  PyModule_AddStringConstant(module, "isa", fastddpm::kernels->name);
+  PyModule_AddObject(module, "isas", fastddpm::names_of_those_that_run());
+  PyModule_AddStringConstant(module, "compiler", FASTDDPM_COMPILER);
+  return module;
+}

@@ -1,0 +1,103 @@
+// libtorch's tensors: what is said of one that is refused, and those that a call returns.
+#pragma once
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <atomic>
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include "pages.h"
+
+namespace fastddpm {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+
+// ---- errors: the argument, what was expected, what came ----
+
+[[noreturn]] void refuse(const std::string& name, const std::string& expected, const std::string& got) {
+  throw std::invalid_argument(name + ": expected " + expected + ", got " + got);  // Python's ValueError
+}
+
+const char* name_of(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float: return "float32";
+    case ScalarType::Double: return "float64";
+    case ScalarType::Half: return "float16";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Long: return "int64";
+    default: return torch::headeronly::toString(dtype);
+  }
+}
+
+template <class Size> std::string brackets(int64_t dims, Size size) {
+  std::string text = "[";
+  for (int64_t d = 0; d < dims; ++d) text += (d ? ", " : "") + std::to_string(size(d));
+  return text + "]";
+}
+
+std::string text(const Tensor& x) {
+  const auto sizes = brackets(x.dim(), [&](int64_t d) { return x.size(d); });
+  return std::string(name_of(x.scalar_type())) + " " + sizes + (x.is_cpu() ? "" : " elsewhere");
+}
+
+// ---- results ----
+
+// Bytes of a result from which on it lies in pages (smaller ones malloc itself uses again), and is written past the caches,
+// where nobody would find it.
+struct {
+  std::atomic<size_t> pages{size_t(8) << 20}, streamed{size_t(32) << 20};
+} thresholds;
+
+Tensor empty(const int64_t* sizes, const int64_t* strides, int64_t dims, int32_t dtype) {
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(dims, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+int32_t raw_dtype(const Tensor& x) {
+  int32_t dtype;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x.get(), &dtype));
+  return dtype;
+}
+
+// [count] of x's dtype, or a scalar where there is no count.
+Tensor fresh(const Tensor& x, std::optional<int64_t> count) {
+  const int64_t size = count.value_or(1), stride = 1;
+  return empty(&size, &stride, count ? 1 : 0, raw_dtype(x));
+}
+
+// In some order of its dimensions x lies without gaps: then a tensor like it has its strides.
+bool is_dense(const Tensor& x) {
+  if (x.is_contiguous()) return true;
+  int64_t expected = 1;
+  for (int64_t d = 0; d < x.dim(); ++d) {
+    int64_t next = 0;
+    while (next < x.dim() && (x.stride(next) != expected || x.size(next) == 1)) ++next;
+    if (next == x.dim()) break;
+    expected *= x.size(next);
+  }
+  return expected == x.numel();
+}
+
+// Like x. A large one lies in pages that an earlier one of its size may have left.
+Tensor fresh_like(const Tensor& x) {
+  if (!is_dense(x)) return torch::stable::empty_like(x);
+  const size_t bytes = size_t(x.numel()) * x.element_size();
+  if (bytes >= thresholds.pages)
+    if (auto handle = empty_in_pages(x.sizes().data(), x.strides().data(), x.dim(), raw_dtype(x), bytes)) return Tensor(handle);
+  return empty(x.sizes().data(), x.strides().data(), x.dim(), raw_dtype(x));
+}
+
+// Like x where it is wanted, else [0].
+Tensor fresh_like(const Tensor& x, bool wanted) { return wanted ? fresh_like(x) : fresh(x, 0); }
+
+}  // namespace
+}  // namespace fastddpm

@@ -1,0 +1,95 @@
+"""A schedule's tables under torch.export and torch.compile: they travel with the program, and equal schedules share a graph."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import spread, values
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from fastddpm import NoiseSchedule, mse_loss, noise_key, q_sample, reverse_step, samplers
+
+SHAPE = (3, 2, 4)
+
+
+class Losses(torch.nn.Module):
+    def __init__(self, schedule):
+        super().__init__()
+        self.schedule, self.rows = schedule, samplers.ddpm(schedule)
+        self.scale = torch.nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x_0, t, key):
+        x_t = q_sample(x_0, t, self.schedule, key)
+        loss = mse_loss(self.scale * x_t, t, self.schedule, key, x_0, prediction_type="v_prediction", weight="min_snr")
+        return loss, reverse_step(x_t, x_t, t, self.rows, key)[0]
+
+
+def inputs():
+    return values(*SHAPE), spread(3), noise_key(1, 2, 3)
+
+
+ELSEWHERE = """
+import sys, torch, fastddpm
+path, first = sys.argv[1:]
+if first:  # whatever schedule is the first here
+    other = fastddpm.NoiseSchedule.cosine(1000)
+    fastddpm.q_sample(torch.zeros(1, 2), 5, other, fastddpm.noise_key(0))
+program = torch.export.load(path).module()
+torch.save(program(*torch.load(path + ".inputs")), path + ".outputs")
+"""
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("first", ["", "another schedule"])
+def test_an_exported_program_keeps_its_schedule(strict, first, tmp_path):
+    module, path = Losses(NoiseSchedule.linear(1000)), str(tmp_path / "program.pt2")
+    torch.export.save(torch.export.export(module, inputs(), strict=strict), path)
+    torch.save(inputs(), path + ".inputs")
+    done = subprocess.run([sys.executable, "-c", ELSEWHERE, path, first], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for got, expected in zip(torch.load(path + ".outputs"), module(*inputs()), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=0)
+
+
+def test_equal_schedules_cost_one_compilation_and_another_one_its_own():
+    counter = CompileCounterWithBackend("aot_eager")
+
+    @torch.compile(fullgraph=True, backend=counter)
+    def step(x_0, t, key, schedule):
+        return q_sample(x_0, t, schedule, key)
+
+    def check(schedule):
+        assert torch.equal(step(*inputs(), schedule), q_sample(*inputs()[:2], schedule, inputs()[2]))
+
+    for _ in range(4):
+        check(NoiseSchedule.linear(1000))
+    assert counter.frame_count == 1
+    check(NoiseSchedule.cosine(1000))
+    assert counter.frame_count == 2
+    check(NoiseSchedule.linear(1000))
+    check(NoiseSchedule.cosine(1000))
+    assert counter.frame_count == 2
+
+
+def test_two_schedules_meet_in_one_graph():
+    linear, cosine = NoiseSchedule.linear(1000), NoiseSchedule.cosine(1000)
+    weight = torch.nn.Parameter(torch.tensor(0.5))
+
+    def step(x_0, t, key):
+        teacher, student = q_sample(x_0, t, linear, key), q_sample(weight * x_0, t, cosine, key)
+        wide = q_sample(x_0.double(), t, linear, key)
+        return mse_loss(student, t, linear, key), mse_loss(student, t, linear, key, weight="min_snr"), teacher, wide
+
+    for got, expected in zip(torch.compile(step, fullgraph=True, backend="aot_eager")(*inputs()), step(*inputs()), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=0)
+
+
+def test_the_first_call_may_be_in_a_compiled_region_and_under_inference():
+    """The table made while tracing is a real one, which whoever comes next trains with."""
+    schedule = NoiseSchedule.linear(1000)
+    with torch.inference_mode():
+        torch.compile(lambda x, t, key: q_sample(x, t, schedule, key), backend="aot_eager")(*inputs())
+    x = values(*SHAPE).requires_grad_()
+    q_sample(x, spread(3), schedule, noise_key(1, 2, 3)).sum().backward()
+    assert bool(x.grad.isfinite().all())

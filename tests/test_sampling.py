@@ -1,0 +1,103 @@
+"""The noise that a sampling loop of one's own takes, and the models and shapes that `sample` and the rest meet."""
+
+import pytest
+import torch
+from helpers import same_bits, values
+
+from fastddpm import GaussianDiffusion, NoiseSchedule, noise_key, randn, reverse_step, samplers
+from fastddpm.samplers import StepRows
+
+SCHEDULE = NoiseSchedule.linear(1000)
+SHAPE = (2, 3, 4, 4)
+
+
+def half(x, t):
+    return x / 2
+
+
+# ---- noise that does not meet other noise ----
+
+
+def test_the_initial_x_and_the_first_steps_noise_are_independent():
+    """With one key for both, as before streams had names, the correlation is 1."""
+    shape, rows = (4, 4096), StepRows(torch.arange(2), sigma=1.0)
+
+    def first_noise(key):
+        return reverse_step(torch.zeros(shape), torch.zeros(shape), 1, rows, key)[0]
+
+    x = randn(noise_key(0, 0, 4, stream="initial"), shape)
+    together = torch.stack((x.flatten(), first_noise(noise_key(0, 0, 4, stream="reverse")).flatten()))
+    assert abs(float(torch.corrcoef(together)[0, 1])) < 0.03
+    assert same_bits(x, first_noise(noise_key(0, 0, 4, stream="initial")))
+
+
+def test_a_step_whose_rows_add_noise_wants_it_or_the_word():
+    out, x = values(*SHAPE), values(*SHAPE, seed=1)
+    rows = samplers.ddpm(SCHEDULE)
+    for i in (0, 5, torch.tensor([0, 5])):
+        with pytest.raises(ValueError, match=r"noise: expected a key or a tensor, .*or 'none' to leave it out, got None"):
+            reverse_step(out, x, i, rows)
+        with pytest.raises(ValueError, match="noise: expected one of 'none', got 'nothing'"):
+            reverse_step(out, x, i, rows, "nothing")
+    quiet, _ = reverse_step(out, x, 5, rows, "none")
+    assert torch.equal(quiet, reverse_step(out, x, 5, rows, torch.zeros(SHAPE))[0])
+
+
+def test_a_step_whose_rows_add_none_needs_no_word():
+    rows = StepRows(torch.arange(3), k_0=0.5, p_o=1.0)
+    assert not rows.adds_noise and samplers.ddpm(SCHEDULE).adds_noise
+    assert torch.equal(reverse_step(torch.ones(SHAPE), torch.ones(SHAPE), 2, rows)[0], torch.full(SHAPE, 0.5))
+    assert not samplers.ddpm(NoiseSchedule.linear(1)).adds_noise
+
+
+# ---- rows of one's own ----
+
+
+@pytest.mark.parametrize(
+    ("columns", "error", "message"),
+    [
+        ({"k_1": 1.0}, TypeError, "columns: expected names among p_x, .*, got k_1"),
+        ({"k_x": torch.ones(4)}, ValueError, r"k_x: expected a number or \[3\] .*, got shape \[4\]"),
+        ({"sigma": torch.tensor([0.0, torch.nan, 1.0])}, ValueError, "sigma: expected numbers, got NaN"),
+        ({"variance_type": "small"}, ValueError, "variance_type: expected one of .*, got 'small'"),
+    ],
+)
+def test_rows_that_can_not_be_are_refused(columns, error, message):
+    with pytest.raises(error, match=message):
+        StepRows(torch.arange(3), **columns)
+
+
+# ---- models ----
+
+
+def results(chain, batch, model):
+    diffusion, options = GaussianDiffusion(chain), {"progress": False, "steps": 10}
+    x_0 = values(batch, 3, 4, 4).clamp(-1, 1)
+    return (
+        diffusion.sample(model, x_0.shape, **options),
+        diffusion.training_loss(model, x_0, noise_key(1, 2, batch)),
+        diffusion.bits_per_dim(model, x_0, batch_size=1, **options)["total"],
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("chain", [SCHEDULE, SCHEDULE.respace(20)], ids=["whole", "respaced"])
+def test_a_model_that_changes_its_t_changes_nothing_else(batch, chain):
+    """Not the schedule (one sample's t would be a view of what the schedule keeps), nor the loss."""
+
+    def rude(x, t):
+        t.mul_(0).add_(7)
+        return x / 2
+
+    kept = chain.timesteps.clone()
+    assert all(map(torch.equal, results(chain, batch, rude), results(chain, batch, half)))
+    assert torch.equal(chain.timesteps, kept) and torch.equal(chain.timesteps_on(kept.device), kept)
+
+
+@pytest.mark.parametrize("shape", [SHAPE, list(SHAPE), torch.Size(SHAPE)])
+def test_any_sequence_is_a_shape(shape):
+    diffusion = GaussianDiffusion(SCHEDULE)
+    images = diffusion.sample(half, shape, steps=3, seed=torch.arange(2), progress=False)
+    assert images.shape == SHAPE
+    assert torch.equal(images[1:], diffusion.sample(half, (1, *SHAPE[1:]), steps=3, seed=1, progress=False))
+    assert torch.equal(randn(noise_key(1, 0, 2), shape), randn(noise_key(1, 0, 2), SHAPE))

@@ -1,0 +1,99 @@
+"""torch.func's transforms, batched gradients and forward mode: the reference answers where the kernels have no rule."""
+
+import pytest
+import torch
+from helpers import same_bits, spread, values
+from torch.func import functional_call, grad, jvp, vmap
+
+from fastddpm import NoiseSchedule, hybrid_loss, mse_loss, noise_key, q_sample, q_step, reverse_step, samplers, vlb_loss
+
+SCHEDULE = NoiseSchedule.linear(1000)
+ROWS = samplers.ddpm(SCHEDULE, "v_prediction", "learned_range")
+T, KEY = spread(3), noise_key(1, 2, 3)
+SHAPE = (3, 2, 5)
+
+
+def x_0():
+    return values(*SHAPE, seed=1)
+
+
+CALLS = {
+    "q_sample": lambda x: q_sample(x[:, :2], T, SCHEDULE, KEY).square().sum(),
+    "q_step": lambda x: q_step(x[:, :2], T, SCHEDULE, KEY).square().sum(),
+    "mse": lambda x: mse_loss(x[:, :2], T, SCHEDULE, KEY, x_0(), prediction_type="v_prediction"),
+    "vlb": lambda x: vlb_loss(x, x_0(), values(*SHAPE, seed=2), T, SCHEDULE, variance_type="learned_range"),
+    "hybrid": lambda x: hybrid_loss(x, x_0(), KEY, T, SCHEDULE)["loss"],
+    "reverse": lambda x: reverse_step(x, x_0(), T, ROWS, KEY)[0].square().sum(),
+}
+
+
+def output():
+    return values(3, 4, 5)
+
+
+def gradient(call, x):
+    leaf = x.clone().requires_grad_()
+    return torch.autograd.grad(call(leaf), leaf)[0]
+
+
+def close(got, expected):
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_func_grad_is_autograds(name):
+    close(grad(CALLS[name])(output()), gradient(CALLS[name], output()))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_forward_derivative_is_the_gradient_times_the_tangent(name):
+    x, tangent = output(), values(3, 4, 5, seed=7)
+    expected = (gradient(CALLS[name], x) * tangent).sum()
+    close(jvp(CALLS[name], (x,), (tangent,))[1].float(), expected)  # torch: a number times a scalar has a float64 tangent
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, tangent)
+        close(torch.autograd.forward_ad.unpack_dual(CALLS[name](dual)).tangent.float(), expected)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_batched_gradients_are_one_gradient_after_the_other(name):
+    x = output().requires_grad_()
+    result = CALLS[name](x)
+    upstream = torch.tensor([1.0, -2.0, 0.5])
+    got = torch.autograd.grad(result, x, upstream, is_grads_batched=True)[0]
+    one = gradient(CALLS[name], output())
+    close(got, upstream[:, None, None, None] * one)
+
+
+def test_a_function_of_many_values_has_a_jacobian():
+    x = values(2, 3)
+    t, key = spread(2), noise_key(1, 2, 2)
+    got = torch.func.jacrev(lambda x: q_sample(x, t, SCHEDULE, key))(x)
+    a = SCHEDULE.alphas_cumprod[t].sqrt().float()
+    close(got.reshape(6, 6), torch.diag(a.repeat_interleave(3)))
+
+
+@pytest.mark.parametrize("randomness", ["key", "tensor"])
+def test_gradients_of_each_sample(randomness):
+    """The use that per-sample gradients have: vmap over grad of a loss of one sample, its t and its key."""
+    model = torch.nn.Linear(5, 5)
+    noise = KEY if randomness == "key" else values(*SHAPE, seed=3)
+
+    def loss(parameters, x_0, t, noise):
+        x_0, t, noise = x_0[None], t[None], noise[None]
+        x_t = q_sample(x_0, t, SCHEDULE, noise)
+        return mse_loss(functional_call(model, parameters, x_t), t, SCHEDULE, noise)
+
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    got = vmap(grad(loss), in_dims=(None, 0, 0, 0))(parameters, x_0(), T, noise)
+    for b in range(3):
+        model.zero_grad()
+        x_t = q_sample(x_0()[b : b + 1], T[b], SCHEDULE, noise[b : b + 1])
+        mse_loss(model(x_t), T[b], SCHEDULE, noise[b : b + 1]).backward()
+        close(got["weight"][b], model.weight.grad)
+
+
+def test_a_transform_changes_no_bits_of_a_noising():
+    x = values(*SHAPE)
+    got = vmap(lambda x, t, key: q_sample(x[None], t[None], SCHEDULE, key[None])[0])(x, T, KEY)
+    assert same_bits(got, q_sample(x, T, SCHEDULE, KEY))
