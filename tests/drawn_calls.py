@@ -59,22 +59,24 @@ def rows_of(prediction_type, variance_type, clip):
 
 def reverse(call, v, t, reduction):
     rows = rows_of(call.prediction_type, call.variance_type, call.clip)
-    return dict(zip(("x_prev", "x_0"), reverse_step(v["out"], v["x_t"], t, rows, v["noise"]), strict=True))
+    noise = "none" if call.noise_kind == "none" else v["noise"]
+    return dict(zip(("x_prev", "x_0"), reverse_step(v["out"], v["x_t"], t, rows, noise), strict=True))
 
 
 def reverse_formula(call, v, t, dtype):
-    given = (SCHEDULE, v["noise"], call.prediction_type, call.variance_type, call.clip, dtype)
+    noise = v["noise"] * (call.noise_kind != "none")
+    given = (SCHEDULE, noise, call.prediction_type, call.variance_type, call.clip, dtype)
     return dict(zip(("x_prev", "x_0"), plain.reverse_step(v["out"], v["x_t"], t, *given), strict=True))
 
 
 def vlb(call, v, t, reduction):
-    options = (call.prediction_type, call.variance_type, call.clip is not None, call.cdf)
+    options = (call.prediction_type, call.variance_type, call.clip is not None, call.cdf, call.first_variance)
     return {"loss": vlb_loss(v["out"], v["x_0"], v["x_t"], t, SCHEDULE, *options, reduction=reduction)}
 
 
 def hybrid(call, v, t, reduction):
     noise = None if v["x_t"].dtype == torch.int64 else v["noise"]
-    options = (noise, 0.3, call.prediction_type, call.variance_type, call.clip is not None, call.cdf)
+    options = (noise, 0.3, call.prediction_type, call.variance_type, call.clip is not None, call.cdf, call.first_variance)
     weight = {"weight": WEIGHTS[call.weight], "reduction": reduction}
     return hybrid_loss(v["out"], v["x_0"], v["x_t"], t, SCHEDULE, *options, **weight)
 
@@ -135,6 +137,7 @@ class Call:
     variance_type: str
     clip: float | None
     cdf: str
+    first_variance: str
     weight: str
     reduction: str
     size: str
@@ -203,12 +206,13 @@ def operands(dims):
 
 OPTIONS = {
     "form_of_t": ("int64", "int32", "every second", "int", "0-d", "int32, one"),
-    "noise_kind": KINDS,
+    "noise_kind": (*KINDS, "none"),
     "x_t_kind": KINDS,
     "prediction_type": PREDICTION_TYPES,
     "variance_type": VARIANCE_TYPES,
     "clip": (None, 1.0),
     "cdf": CDFS,
+    "first_variance": ("posterior", "beta"),
     "weight": WEIGHTS,
     "reduction": REDUCTIONS,
     "size": SIZES,
@@ -222,6 +226,8 @@ def calls(draw):
     function, shape, options = draw(FUNCTION), draw(shapes()), draw(OPTIONS)
     if options["prediction_type"] == "previous" and options["weight"] == "min_snr":
         options["weight"] = "1"
+    if options["noise_kind"] == "none" and function != "reverse_step":
+        options["noise_kind"] = "key"
     if function == "prior_kl":
         options["reduction"] = "none"
     names = (*FUNCTIONS[function].operands, "noise")

@@ -146,7 +146,7 @@ def check(call):
     if 0 in call.shape:
         return
 
-    copies = max(4, min(64, 4000 // v[function.operands[0]].numel()))
+    copies = max(4, min(64, 2000 // v[function.operands[0]].numel()))
     wide = {name: among_others(x, name, copies) for name, x in numbers_of(call, v, t).items()}
     t = t.repeat(copies)
     dtypes = {name: x.dtype for name, x in got.items()}
