@@ -32,6 +32,13 @@ PyObject* names_of_those_that_run() {
   return tuple;
 }
 
+PyObject* set_thresholds(PyObject*, PyObject* args) {
+  long long now[2];
+  if (!PyArg_ParseTuple(args, "LL:set_thresholds", &now[0], &now[1])) return nullptr;
+  return Py_BuildValue("LL", (long long)thresholds.pages.exchange(now[0]), (long long)thresholds.streamed.exchange(now[1]));
+}
+PyMethodDef methods[] = {{"set_thresholds", set_thresholds, METH_VARARGS, ""}, {nullptr, nullptr, 0, nullptr}};
+
 #if defined(__clang__)
 #define FASTDDPM_COMPILER "clang " __clang_version__
 #else
@@ -42,7 +49,7 @@ PyObject* names_of_those_that_run() {
 }  // namespace fastddpm
 
 PyMODINIT_FUNC PyInit__C(void) {
-  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", "fastddpm's kernels for CPUs", -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", "fastddpm's kernels for CPUs", -1, fastddpm::methods, nullptr, nullptr, nullptr, nullptr};
   fastddpm::kernels = fastddpm::choose_kernels();
   if (!fastddpm::kernels) return nullptr;
   PyObject* module = PyModule_Create(&definition);
