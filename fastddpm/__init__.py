@@ -6,6 +6,7 @@ from . import samplers
 from .diffusion import GaussianDiffusion
 from .functional import mse_loss, q_sample, q_step, reverse_step
 from .importance import LossSecondMoment
+from .memory import empty_cache
 from .noise import STREAMS, advance, noise_key, randn, timesteps
 from .schedule import NoiseSchedule
 from .vlb import hybrid_loss, prior_kl, vlb_loss
@@ -21,6 +22,7 @@ __all__ = [
     "LossSecondMoment",
     "NoiseSchedule",
     "advance",
+    "empty_cache",
     "hybrid_loss",
     "mse_loss",
     "noise_key",

@@ -70,6 +70,16 @@ def threads(count):
         torch.set_num_threads(before)
 
 
+@contextmanager
+def all_large():
+    """Every result, however small, lies in pages of its own and is written past the caches."""
+    former = _extension.module.set_thresholds(1, 1)
+    try:
+        yield
+    finally:
+        _extension.module.set_thresholds(*former)
+
+
 def values(*shape, dtype=torch.float32, seed=0):
     """Test data in [-1, 1]-ish: another generator than the one under test."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).mul_(0.7).to(dtype)
@@ -118,6 +128,7 @@ LAYOUTS = {
     "width_first": _permuted(0, 3, 1, 2),
     "transposed_pixels": _permuted(0, 1, 3, 2),
     "batch_last": _permuted(1, 2, 3, 0),
+    "pixels_first": _permuted(2, 3, 0, 1),
     "every_second": _every_second,
     "off_by_one": _off_by_one,
     "padded_rows": _padded_rows,

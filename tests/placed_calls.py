@@ -135,7 +135,7 @@ def reverse(prediction_type, variance_type):
 
 
 def reverse_without_noise(o):
-    x_prev, _ = reverse_step(o.output().detach(), o.x, 5, samplers.ddpm(SCHEDULE, "sample"), return_x_0=False)
+    x_prev, _ = reverse_step(o.output().detach(), o.x, 5, samplers.ddpm(SCHEDULE, "sample"), "none", return_x_0=False)
     return {"x_prev": (x_prev, o.x)}
 
 
@@ -179,3 +179,4 @@ FUNCTIONS = {
     "prior_kl": prior,
     "bits_per_dim": bits,
 }
+WITHOUT_NOISE = ("mse_loss: sample", "mse_loss: previous of x_t", "reverse_step without noise", "prior_kl")

@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -16,7 +17,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import fastddpm as fd
-from fastddpm import _extension
+from fastddpm import _extension, ops
 
 pytestmark = pytest.mark.skipif(_extension.module is None, reason="the reference makes temporaries")
 
@@ -114,19 +115,84 @@ def test_a_large_output_has_the_strides_of_its_input(memory_format):
     assert torch.equal(x_t, noised(memory_format=torch.contiguous_format))
 
 
+def result(mebibytes):
+    """Of so many MiB, a multiple of the two that a page has, made of no noise."""
+    rows = torch.ones(1, 2)
+    return ops.noising(torch.zeros(1, mebibytes << 18), None, torch.tensor(0), rows)
+
+
+def kept():
+    """How many blocks lie ready, and how many MiB they have in all."""
+    count, size = _extension.module.kept_blocks()
+    return count, size >> 20
+
+
+def resident():
+    """MiB of memory that this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") >> 20
+
+
 @in_pages
-def test_little_memory_is_kept():
-    """However many sizes come and go: at most four blocks stay."""
-
-    def resident():
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
-
-    noised()
+def test_four_blocks_are_kept():
+    """However many sizes come and go; what leaves the list leaves the process."""
+    fd.empty_cache()
     before = resident()
-    for side in range(400, 480, 4):
-        noised((8, 3, side, side))
-    largest = 4 * 8 * 3 * 480 * 480
-    assert resident() - before < 6 * largest  # of the twenty made
+    for size in range(8, 48, 2):  # 540 MiB in all
+        result(size)
+    assert kept() == (4, 40 + 42 + 44 + 46)
+    assert resident() - before < 270
+
+
+@in_pages
+def test_a_gibibyte_is_kept():
+    fd.empty_cache()
+    result(1024)
+    assert kept() == (1, 1024)
+    result(8)
+    assert kept() == (1, 8), "the oldest makes room"
+    result(1026)
+    assert kept() == (1, 8), "a block beyond the limit is not kept, and takes no other's place"
+
+
+@in_pages
+def test_a_block_is_used_again_for_its_own_size_alone():
+    fd.empty_cache()
+    result(24)
+    smaller = result(22)
+    assert kept() == (1, 24)
+    larger = result(26)
+    assert kept() == (1, 24)
+    del smaller, larger
+    assert kept() == (3, 72)
+
+
+@in_pages
+def test_empty_cache_gives_the_memory_back():
+    fd.empty_cache()
+    before = resident()
+    result(64), result(128)
+    assert fd.empty_cache() == 192 << 20 and kept() == (0, 0) and fd.empty_cache() == 0
+    assert resident() - before < 64
+
+
+def test_without_kernels_the_cache_is_empty(monkeypatch):
+    monkeypatch.setattr(_extension, "module", None)
+    assert fd.empty_cache() == 0
+
+
+@in_pages
+@pytest.mark.parametrize(("keep", "blocks"), [("0", 0), ("1", 1), ("", 1)])
+def test_whether_blocks_are_kept_is_chosen_at_import(keep, blocks):
+    code = "import test_memory as t; t.result(64); print(t.kept()[0])"
+    environment = {**os.environ, "FASTDDPM_KEEP_BLOCKS": keep, "PYTHONPATH": str(Path(__file__).parent)}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert run.stdout.split() == [str(blocks)], run.stderr
+
+
+def test_thresholds_are_returned_as_they_were():
+    former = _extension.module.set_thresholds(1, 2)
+    assert _extension.module.set_thresholds(*former) == (1, 2)
+    assert former == (8 << 20, 32 << 20)
 
 
 @in_pages

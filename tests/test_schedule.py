@@ -222,6 +222,11 @@ def test_betas_out_of_range_are_an_error(betas, got):
         NoiseSchedule.from_betas(betas)
 
 
+def test_betas_that_leave_nothing_before_the_last_step_are_an_error():
+    with pytest.raises(ValueError, match=r"the product of 1 - betas: expected values above 0 .*, got 0.0 at index 1\d\d"):
+        NoiseSchedule.from_betas([0.999] * 200)
+
+
 @pytest.mark.parametrize("betas", [[], [[0.1, 0.2]], 0.1])
 def test_betas_of_another_shape_are_an_error(betas):
     with pytest.raises(ValueError, match=r"betas: expected one dimension and one value or more, got shape \["):

@@ -14,7 +14,7 @@ FASTDDPM_TARGET_BEGIN("avx2,fma,f16c")
 FASTDDPM_TARGET_END
 
 static bool runs_here() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");  // and F16C: it came before AVX2 on every CPU
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && cpu_has_f16c();
 }
 const fastddpm::Kernels fastddpm::kAvx2 = FASTDDPM_ISA::table("avx2", runs_here);
 #else

@@ -15,7 +15,8 @@ FASTDDPM_TARGET_END
 
 static bool runs_here() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vl");
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         cpu_has_f16c();
 }
 const fastddpm::Kernels fastddpm::kAvx512 = FASTDDPM_ISA::table("avx512", runs_here);
 #else

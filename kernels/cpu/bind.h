@@ -51,7 +51,7 @@ void bind_one(const Binding& b, const Tensor& first) {
   if (!same) refuse(b.name, brackets(first.dim(), size) + " on the CPU", text(x));
   b.view->dtype = dtype_of(b);
   b.view->batch_stride = x.stride(0);
-  b.view->large = size_t(x.numel()) * x.element_size() >= thresholds.streamed;
+  b.view->large = bytes_of(x) >= thresholds.streamed;
   b.view->data = static_cast<char*>(x.data_ptr());
   if (b.half == Half::kSecond) b.view->data += first.size(1) * x.stride(1) * size_of(b.view->dtype);
 }

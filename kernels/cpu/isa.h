@@ -5,7 +5,14 @@
 #pragma once
 #if defined(__x86_64__) || defined(_M_X64)
 #define FASTDDPM_X86 1
+#include <cpuid.h>
 #include <immintrin.h>
+
+// What __builtin_cpu_supports does not know in every compiler.
+inline bool cpu_has_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
 #endif
 
 #if defined(__clang__)

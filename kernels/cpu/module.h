@@ -32,6 +32,33 @@ PyObject* names_of_those_that_run() {
   return tuple;
 }
 
+// FASTDDPM_KEEP_BLOCKS=0: no result lies in pages, so no block is ever kept.
+void choose_allocator() {
+  const char* keep = std::getenv("FASTDDPM_KEEP_BLOCKS");
+  if (keep && std::strcmp(keep, "0") == 0) thresholds.pages = INT64_MAX;
+}
+
+PyObject* empty_cache(PyObject*, PyObject*) { return PyLong_FromSize_t(pages().release()); }
+
+PyObject* kept_blocks(PyObject*, PyObject*) {
+  const auto [count, bytes] = pages().kept();
+  return Py_BuildValue("in", count, Py_ssize_t(bytes));
+}
+
+PyObject* set_thresholds(PyObject*, PyObject* args) {
+  long long now[2];
+  if (!PyArg_ParseTuple(args, "LL:set_thresholds", &now[0], &now[1])) return nullptr;
+  return Py_BuildValue("LL", (long long)thresholds.pages.exchange(now[0]), (long long)thresholds.streamed.exchange(now[1]));
+}
+
+PyMethodDef methods[] = {
+    {"empty_cache", empty_cache, METH_NOARGS, "Gives the memory kept for large results back to the system; returns its bytes."},
+    {"kept_blocks", kept_blocks, METH_NOARGS, "How many blocks of memory are kept for large results, and their bytes."},
+    {"set_thresholds", set_thresholds, METH_VARARGS,
+     "For tests. Sets the bytes of a result from which on it lies in pages that are kept, and from which on it is written past\n"
+     "the caches; returns the former two."},
+    {nullptr, nullptr, 0, nullptr}};
+
 #if defined(__clang__)
 #define FASTDDPM_COMPILER "clang " __clang_version__
 #else
@@ -42,7 +69,8 @@ PyObject* names_of_those_that_run() {
 }  // namespace fastddpm
 
 PyMODINIT_FUNC PyInit__C(void) {
-  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", "fastddpm's kernels for CPUs", -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", "fastddpm's kernels for CPUs", -1, fastddpm::methods, nullptr, nullptr, nullptr, nullptr};
+  fastddpm::choose_allocator();
   fastddpm::kernels = fastddpm::choose_kernels();
   if (!fastddpm::kernels) return nullptr;
   PyObject* module = PyModule_Create(&definition);

@@ -59,7 +59,8 @@ template <class T> void noising(const NoisingArgs& args, int64_t begin, int64_t 
     }
     const T* x = chunk.fetch(args.x, x_buffer);
     const T* z = chunk.noise(args.noise, z_buffer, [&](int c, int channels) { leaving.part(c, channels); });
-    const bool leaves = z && args.out.large && args.plan.layout == Layout::kInterleaved && args.out.dtype == Chunk::native<T>();
+    const bool interleaved = args.plan.layout == Layout::kInterleaved && chunk.direct(args.out);
+    const bool leaves = z && args.out.large && interleaved && args.out.dtype == Chunk::native<T>();
     T* out = leaves ? leaving.buffer() : chunk.target(args.out, out_buffer);
     if (z) {
       for (int64_t i = 0; i < chunk.count; ++i) out[i] = fused(k.a, x[i], k.s * z[i]);

@@ -3,8 +3,8 @@
 // The system hands out fresh memory zeroed, page by page as it is first written, and that costs more than a kernel's
 // arithmetic and its traffic together (50 MB: 8 ms against 1.9 ms for writing it again). malloc gives blocks above 32 MiB back
 // at once, so every step of a training loop would pay it. Here a tensor's memory is kept when the tensor dies, at most
-// kKept blocks of it, marked MADV_FREE: the system takes the pages whenever it is short of memory, and only then are they
-// zeroed anew.
+// kMostBlocks blocks and kMostBytes bytes of it, marked MADV_FREE: the system takes the pages whenever it is short of memory,
+// and only then are they zeroed anew.
 //
 // A tensor on given memory needs a deleter, which libtorch's stable ABI has from 2.11 on: with 2.10, and outside Linux, outputs
 // come from torch's allocator.
@@ -12,6 +12,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
 #include <cstdint>
+#include <utility>
 
 #if defined(__linux__)
 #include <pthread.h>
@@ -28,11 +29,11 @@ extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
 namespace fastddpm {
 namespace {
 
-constexpr size_t kPage = size_t(2) << 20;
-
 #if defined(__linux__)
 
-constexpr int kKept = 4;  // x_t, a gradient, and as many again of another shape
+constexpr size_t kPage = size_t(2) << 20;
+constexpr int kMostBlocks = 4;  // x_t, a gradient, and as many again of another shape
+constexpr size_t kMostBytes = size_t(1) << 30;
 
 class Pages {
  public:
@@ -41,14 +42,27 @@ class Pages {
     bytes = (bytes + kPage - 1) / kPage * kPage;
     if (void* data = find(bytes)) return data;
     if (void* data = map(bytes)) return data;
-    release_all();
+    release();
     return map(bytes);
   }
 
+  // Keeps a block that no tensor lies in any more; the oldest make room for it.
   void give(void* data, size_t bytes) {
-    Block leaving = {data, bytes};
-    if (madvise(data, bytes, MADV_FREE) == 0) leaving = keep(leaving);
-    if (leaving.data) munmap(leaving.data, leaving.bytes);
+    if (bytes > kMostBytes || madvise(data, bytes, MADV_FREE) != 0) return void(munmap(data, bytes));
+    while (const Block oldest = keep({data, bytes})) munmap(oldest.data, oldest.bytes);
+  }
+
+  // Gives all blocks back to the system; returns their bytes.
+  size_t release() {
+    size_t bytes = 0;
+    while (const Block block = oldest()) munmap(block.data, block.bytes), bytes += block.bytes;
+    return bytes;
+  }
+
+  // How many blocks are kept, and their bytes.
+  std::pair<int, size_t> kept() {
+    const std::lock_guard<std::mutex> lock(mutex);
+    return {count_, bytes_};
   }
 
   std::mutex mutex;  // held over the list alone, never over a system call
@@ -57,6 +71,7 @@ class Pages {
   struct Block {
     void* data = nullptr;
     size_t bytes = 0;
+    explicit operator bool() const { return data; }
   };
 
   void* find(size_t bytes) {
@@ -66,28 +81,22 @@ class Pages {
     return nullptr;
   }
 
-  // Puts a block on the list; returns the oldest where the list was full.
-  Block keep(Block block) {
+  // Puts a block on the list. Where there is no room for it, takes the oldest off instead, to be tried again.
+  Block keep(const Block& block) {
     const std::lock_guard<std::mutex> lock(mutex);
-    const Block oldest = count_ == kKept ? remove(0) : Block{};
-    kept_[count_++] = block;
-    return oldest;
+    if (count_ == kMostBlocks || bytes_ + block.bytes > kMostBytes) return remove(0);
+    kept_[count_++] = block, bytes_ += block.bytes;
+    return {};
   }
 
-  void release_all() {
-    for (int i = 0; i < kKept; ++i) {
-      Block block;
-      {
-        const std::lock_guard<std::mutex> lock(mutex);
-        if (count_) block = remove(0);
-      }
-      if (block.data) munmap(block.data, block.bytes);
-    }
+  Block oldest() {
+    const std::lock_guard<std::mutex> lock(mutex);
+    return count_ ? remove(0) : Block{};
   }
 
   Block remove(int at) {
     const Block block = kept_[at];
-    --count_;
+    --count_, bytes_ -= block.bytes;
     for (int i = at; i < count_; ++i) kept_[i] = kept_[i + 1];
     return block;
   }
@@ -104,8 +113,9 @@ class Pages {
     return begin + before;
   }
 
-  Block kept_[kKept];  // the newest last
+  Block kept_[kMostBlocks];  // the newest last
   int count_ = 0;
+  size_t bytes_ = 0;
 };
 
 // Never destroyed: tensors may outlive the module. A process forks with the list at rest, so that its child finds it unlocked.
@@ -134,6 +144,11 @@ inline AtenTensorHandle empty_in_pages(const int64_t* sizes, const int64_t* stri
 
 #else
 
+struct Pages {
+  size_t release() { return 0; }
+  std::pair<int, size_t> kept() { return {}; }
+};
+inline Pages pages() { return {}; }
 inline AtenTensorHandle empty_in_pages(const int64_t*, const int64_t*, int64_t, int32_t, size_t) { return nullptr; }
 
 #endif

@@ -52,7 +52,7 @@ std::string text(const Tensor& x) {
 // Bytes of a result from which on it lies in pages (smaller ones malloc itself uses again), and is written past the caches,
 // where nobody would find it.
 struct {
-  std::atomic<size_t> pages{size_t(8) << 20}, streamed{size_t(32) << 20};
+  std::atomic<int64_t> pages{int64_t(8) << 20}, streamed{int64_t(32) << 20};
 } thresholds;
 
 Tensor empty(const int64_t* sizes, const int64_t* strides, int64_t dims, int32_t dtype) {
@@ -74,6 +74,8 @@ Tensor fresh(const Tensor& x, std::optional<int64_t> count) {
   return empty(&size, &stride, count ? 1 : 0, raw_dtype(x));
 }
 
+int64_t bytes_of(const Tensor& x) { return x.numel() * int64_t(x.element_size()); }
+
 // In some order of its dimensions x lies without gaps: then a tensor like it has its strides.
 bool is_dense(const Tensor& x) {
   if (x.is_contiguous()) return true;
@@ -90,10 +92,10 @@ bool is_dense(const Tensor& x) {
 // Like x. A large one lies in pages that an earlier one of its size may have left.
 Tensor fresh_like(const Tensor& x) {
   if (!is_dense(x)) return torch::stable::empty_like(x);
-  const size_t bytes = size_t(x.numel()) * x.element_size();
+  const int64_t *sizes = x.sizes().data(), *strides = x.strides().data(), bytes = bytes_of(x);
   if (bytes >= thresholds.pages)
-    if (auto handle = empty_in_pages(x.sizes().data(), x.strides().data(), x.dim(), raw_dtype(x), bytes)) return Tensor(handle);
-  return empty(x.sizes().data(), x.strides().data(), x.dim(), raw_dtype(x));
+    if (auto handle = empty_in_pages(sizes, strides, x.dim(), raw_dtype(x), size_t(bytes))) return Tensor(handle);
+  return empty(sizes, strides, x.dim(), raw_dtype(x));
 }
 
 // Like x where it is wanted, else [0].
