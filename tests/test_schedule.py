@@ -99,7 +99,10 @@ def test_variances():
     assert float(NoiseSchedule.linear(1, 0.3, 0.3).variance("fixed_large")) == 0.3
 
 
-@pytest.mark.parametrize("given", [list, np.array, lambda x: torch.tensor(x, dtype=torch.float64), tuple], ids=str)
+GIVEN = {"list": list, "tuple": tuple, "array": np.array, "tensor": lambda x: torch.tensor(x, dtype=torch.float64)}
+
+
+@pytest.mark.parametrize("given", GIVEN.values(), ids=GIVEN)
 def test_from_betas_keeps_float64(given):
     betas = np.linspace(1e-4, 0.02, 100).tolist()
     assert NoiseSchedule.from_betas(given(betas)).betas.tolist() == betas
