@@ -17,8 +17,9 @@ $(VENV)/ready: $(SOURCES)
 demo: $(VENV)/ready
 	$(BIN)/fastddpm train --data digits --out runs/digits --overwrite
 
+# two processes; a file stays in one, and the longest go first (tests/conftest.py)
 test: $(VENV)/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/ready
 	$(BIN)/python -m pytest -m slow

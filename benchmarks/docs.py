@@ -27,20 +27,12 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _size(shape) -> str:
-    return "x".join(map(str, shape))
-
-
 def _power(elements: int) -> str:
     return f"2^{elements.bit_length() - 1}"
 
 
 def _ns(value: float) -> str:
     return f"{value:.3g}"
-
-
-def _providers(groups: dict[str, dict[str, dict]]) -> list[str]:
-    return [name for name in table.OTHERS if any(name in group for group in groups.values())]
 
 
 # ---- what a run says ----
@@ -58,19 +50,12 @@ def conditions(results: dict) -> str:
 
 def ratios(results: dict, ops: tuple[str, ...] = tuple(TITLES)) -> str:
     groups = {name: group for name, group in table.groups(results["cases"], "ratio").items() if name.split("/")[0] in ops}
-    others, rows = _providers(groups), []
+    others, rows = table.others(groups), []
     for group in groups.values():
         case = next(iter(group.values()))
         ours = table.duration(case["fastddpm_seconds"]["median"])
-        rows.append([f"{TITLES[case['op']]}, {_size(case['shape'])}", ours, *(_spread(group.get(o)) for o in others)])
+        rows.append([table.title(case), ours, *(table.ratio(group.get(o)) for o in others)])
     return markdown(["", FUSED, *others], rows)
-
-
-def _spread(case: dict | None) -> str:
-    if case is None:
-        return ""
-    r = case["ratio"]
-    return f"{table.times(r['median'])} ({table.times(r['q1'])[:-1]} .. {table.times(r['q3'])[:-1]})"
 
 
 def _kernels(results: dict, **fixed) -> list[dict]:
@@ -138,6 +123,15 @@ def kinds(results: dict) -> str:
     return markdown(["time over float32 contiguous", "bfloat16", "float16", "channels_last"], rows)
 
 
+def layouts(results: dict) -> str:
+    """fastddpm's own."""
+    rows = []
+    for case in (c for c in results["cases"] if c["level"] == "layout"):
+        both = (table.duration(case[name]["median"]) for name in ("contiguous_seconds", "seconds"))
+        rows.append([table.title(case), *both, table.ratio(case)])
+    return markdown(["", "contiguous", "channels_last", "channels_last over contiguous"], rows)
+
+
 def calls(results: dict) -> str:
     rows = []
     for group in table.groups(results["cases"], "call").values():
@@ -150,7 +144,7 @@ def calls(results: dict) -> str:
 
 def loops(results: dict, kind: str) -> str:
     groups = {n: g for n, g in table.groups(results["cases"], "loop").items() if n.startswith(kind)}
-    others, rows = _providers(groups), []
+    others, rows = table.others(groups), []
     for group in groups.values():
         case = group[FUSED]
         parts = case["parts"]
@@ -161,7 +155,7 @@ def loops(results: dict, kind: str) -> str:
                 table.duration(case["seconds"]["median"]),
                 f"{case['images_per_second']:.3g}",
                 f"{owned / sum(parts.values()):.2%}",
-                *(_spread(group.get(other)) for other in others),
+                *(table.ratio(group.get(other)) for other in others),
             ]
         )
     return markdown(["", "fastddpm, a step", "samples/s", "of it fastddpm's", *others], rows)
@@ -190,7 +184,7 @@ def threads(results: dict) -> str:
     rows = []
     for name in growth.THREADED:
         cases = [c for c in results["cases"] if (c["level"], c["op"]) == ("threads", name)]
-        rows += [[TITLES[name], str(c["threads"]), table.duration(c["seconds"]["median"]), _spread(c)] for c in cases]
+        rows += [[TITLES[name], str(c["threads"]), table.duration(c["seconds"]["median"]), table.ratio(c)] for c in cases]
     return markdown(["", "threads", "time", "one thread's time over it"], rows)
 
 
@@ -205,6 +199,7 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "sweep": sweep,
     "limits": limits,
     "kinds": kinds,
+    "layouts": layouts,
     "calls": calls,
     "train": lambda results: loops(results, "train"),
     "sample": lambda results: loops(results, "sample"),

@@ -1,7 +1,7 @@
 """Is a call's result what the op claims? Asked of every provider before it is timed: no figure without a passing check.
 
 The truth is the eager formula in float64. Where a call draws noise of its own, the noise is what its x_t says it was, and
-must look like a normal's. Large batches are checked on their first samples.
+must look like a normal's. Large batches are checked on their first samples, the loss on all of them.
 """
 
 import math
@@ -16,42 +16,58 @@ from . import eager
 from .inputs import STEP, Batch
 
 ELEMENTS = 1 << 20
-"""Of a batch, at most this many are checked."""
+"""So many elements of a batch are looked at together."""
 
 
 def check(op: str, result, b: Batch, known_noise: bool) -> None:
     """Raises AssertionError where the result is not right. `known_noise`: it was made of the batch's key."""
+    for part in result if isinstance(result, tuple) else (result,):
+        if not part.isfinite().all():
+            raise AssertionError(f"{op} gives values that are not finite")
     GATES[op](Part(b, known_noise), result)
 
 
-class Part:
-    """The first samples of a batch, in float64."""
+def _largest(x: Tensor) -> Tensor:
+    """Of each sample; of a scalar, itself."""
+    return x.abs().reshape(*x.shape[:1], -1).amax(-1)
 
-    def __init__(self, b: Batch, known_noise: bool):
+
+class Part:
+    """Some samples of a batch, in float64: the first, if nothing else is said."""
+
+    def __init__(self, b: Batch, known_noise: bool, first: int = 0):
         self.b, self.known_noise = b, known_noise
-        self.count = min(len(b), max(1, ELEMENTS * len(b) // b.elements))
-        self.t = b.t[: self.count]
+        self.samples = slice(first, first + max(1, ELEMENTS * len(b) // b.elements))
+        self.t = b.t[self.samples]
         self.k = eager.Tables.of(b.schedule, b.device, torch.float64)
-        dtype = torch.finfo(b.how["dtype"])
-        self.tolerance, self.quantum = (2e-4 if dtype.bits == 32 else 2e-2), dtype.smallest_normal * dtype.eps
+        self.dtype = torch.finfo(b.how["dtype"])
+        self.tolerance = 2e-4 if self.dtype.bits == 32 else 2e-2
+
+    def whole(self) -> list["Part"]:
+        """The batch in parts of this size."""
+        return [Part(self.b, self.known_noise, first) for first in range(0, len(self.b), len(self.t))]
 
     def of(self, x: Tensor) -> Tensor:
-        return x.detach()[: self.count].double()
+        return x.detach()[self.samples].double()
 
-    def close(self, what: str, actual: Tensor, expected: Tensor, scaled: float = 1.0) -> None:
-        """To the tolerance of the largest value expected, and the dtype's smallest step (`scaled`, as `actual` was)."""
-        worst, scale = (actual.double() - expected).abs().max(), expected.abs().max()
-        if not worst <= self.tolerance * scale + scaled * self.quantum:  # so that a NaN fails
-            raise AssertionError(f"{what} is off by {float(worst):.3g} where values go up to {float(scale):.3g}")
+    def close(self, what: str, actual: Tensor, expected: Tensor, to: Tensor | None = None, step: Tensor | float = 0.0) -> None:
+        """Each sample to the tolerance of its largest value of `to` (what is expected), or to the dtype's step if wider."""
+        error, size = _largest(actual - expected), _largest(expected if to is None else to)
+        if not (error <= (self.tolerance * size).clamp(min=step)).all():  # so that a NaN fails
+            worst = int((error / size).argmax())
+            off, up_to = error.view(-1)[worst], size.view(-1)[worst]
+            raise AssertionError(f"{what} is off by {off:.3g} where values go up to {up_to:.3g}")
 
-    def noise_of(self, x_t: Tensor, mean: Tensor, deviation: Tensor | float) -> Tensor:
-        """What x_t was made of; the key's, or a draw that looks normal."""
-        drawn = (self.of(x_t) - mean) / deviation
+    def noise_of(self, x_t: Tensor, mean: Tensor | float, deviation: Tensor | float, noise: Tensor) -> None:
+        """What x_t was made of: that noise where it is known, otherwise a draw that looks normal."""
         if self.known_noise:
-            self.close("the noise", drawn * deviation, self.of(self.b.noise) * deviation)
+            added, x = self.of(noise) * deviation, self.of(x_t)
+            self.close("the noise", x, mean + added, added, self.dtype.eps / 2 * _largest(x))
         else:
-            self.normal(drawn)
-        return drawn
+            self.normal(self.drawn(x_t, mean, deviation))
+
+    def drawn(self, x_t: Tensor, mean: Tensor | float, deviation: Tensor | float) -> Tensor:
+        return (self.of(x_t) - mean) / deviation
 
     def normal(self, z: Tensor) -> None:
         """Mean and variance within five standard errors, and what the dtype's rounding adds."""
@@ -60,39 +76,38 @@ class Part:
         if not (abs(mean) < error + self.tolerance and abs(variance - 1) < 1.5 * error + 5 * self.tolerance):
             raise AssertionError(f"the noise has mean {mean:.3g} and variance {variance:.3g}")
 
-    def gradient(self, grad: Tensor, loss_of: Callable[[Tensor], Tensor], output: Tensor) -> None:
-        """Of the mean over the whole batch."""
+    def loss(self, result: tuple[Tensor, Tensor], output: Tensor, loss_of: Callable[["Part", Tensor], Tensor]) -> None:
+        """The mean over the whole batch, and its gradient. `loss_of`: a part's mean of what the network answered."""
+        loss, grad = result
         leaf = self.of(output).requires_grad_()
-        loss_of(leaf).backward()
-        times = len(self.b) / self.count
-        self.close("the gradient", times * self.of(grad), leaf.grad, times)
-
-    def loss(self, loss: Tensor, expected: Tensor) -> None:
-        """Only where the whole batch was looked at."""
-        if self.count == len(self.b):
-            self.close("the loss", loss, expected)
+        loss_of(self, leaf).backward()
+        expected, step = leaf.grad * len(self.t) / len(self.b), self.dtype.smallest_normal * self.dtype.eps
+        self.close("the gradient", self.of(grad), expected, step=step)
+        self.close("the loss", loss, sum(loss_of(p, p.of(output)) * len(p.t) for p in self.whole()) / len(self.b))
 
 
 def _noise(p: Part, z) -> None:
-    p.noise_of(z, torch.zeros(()), 1.0)
+    p.noise_of(z, 0.0, 1.0, p.b.noise)
 
 
-def _noising(p: Part, x_t) -> Tensor:
+def _noised(p: Part) -> tuple[Tensor, Tensor]:
+    """x_t's mean and deviation."""
     x_0 = p.of(p.b.x_0)
-    return p.noise_of(x_t, eager.at(p.k.a, p.t, x_0) * x_0, eager.at(p.k.s, p.t, x_0))
+    return eager.at(p.k.a, p.t, x_0) * x_0, eager.at(p.k.s, p.t, x_0)
 
 
-def _mse(p: Part, result, noise: Tensor | None = None) -> None:
-    loss, grad = result
-    z = p.of(p.b.noise) if noise is None else noise
-    p.gradient(grad, lambda output: ((output - z) ** 2).mean(), p.b.output)
-    p.loss(loss, ((p.of(p.b.output) - z) ** 2).mean())
+def _noising(p: Part, x_t) -> None:
+    p.noise_of(x_t, *_noised(p), p.b.noise)
+
+
+def _mse(p: Part, result, noise_in: Callable[[Part], Tensor] = lambda p: p.of(p.b.noise)) -> None:
+    p.loss(result, p.b.output, lambda p, output: ((output - noise_in(p)) ** 2).mean())
 
 
 def _chain(p: Part, result) -> None:
-    x_t, loss, grad = result
-    drawn = _noising(p, x_t)
-    _mse(p, (loss, grad), p.of(p.b.noise) if p.known_noise else drawn)
+    x_t, *both = result
+    _noising(p, x_t)
+    _mse(p, both) if p.known_noise else _mse(p, both, lambda p: p.drawn(x_t, *_noised(p)))
 
 
 def _reverse(p: Part, result) -> None:
@@ -100,7 +115,7 @@ def _reverse(p: Part, result) -> None:
     k = eager.numbers(p.b.schedule, STEP)
     mean, expected = eager.step(p.of(p.b.output), p.of(p.b.x_0), k, 0.0)
     p.close("x_0_hat", p.of(x_0_hat), expected)
-    p.noise_of(x_prev, mean, k[-1])
+    p.noise_of(x_prev, mean, k[-1], p.b.noise)
 
 
 def _inputs(p: Part) -> tuple[Tensor, Tensor, Tensor, eager.Tables]:
@@ -108,29 +123,21 @@ def _inputs(p: Part) -> tuple[Tensor, Tensor, Tensor, eager.Tables]:
 
 
 def _hybrid(p: Part, result) -> None:
-    loss, grad = result
-    z = p.of(p.b.noise)
-    p.gradient(grad, lambda wide: eager.hybrid_loss(wide, *_inputs(p), z), p.b.wide_output)
-    p.loss(loss, eager.hybrid_loss(p.of(p.b.wide_output), *_inputs(p), z))
+    p.loss(result, p.b.wide_output, lambda p, wide: eager.hybrid_loss(wide, *_inputs(p), p.of(p.b.noise)))
 
 
 def _kl(p: Part, result) -> None:
-    loss, grad = result
-    p.gradient(grad, lambda wide: eager.kl_loss(wide, *_inputs(p)), p.b.wide_output)
-    p.loss(loss, eager.kl_loss(p.of(p.b.wide_output), *_inputs(p)))
+    p.loss(result, p.b.wide_output, lambda p, wide: eager.kl_loss(wide, *_inputs(p)))
 
 
 def _bits_per_dim(p: Part, result) -> None:
     vb, mse, x_t = result
     at = torch.full_like(p.t, STEP)
     expected = eager.bits(p.of(p.b.wide_output), p.of(p.b.x_0), p.of(p.b.x_t), at, p.k)
-    p.close("the bound's term", vb[: p.count], expected[0])
-    p.close("x_0's error", mse[: p.count], expected[1])
-    a, s, x_0 = p.k.a[STEP - 1], p.k.s[STEP - 1], p.of(p.b.x_0)
-    p.normal((p.of(x_t) - a * x_0) / s)
-    if p.known_noise:
-        z = fd.randn(p.b.next_key, p.b.shape, p.b.how["dtype"])
-        p.close("the next x_t", p.of(x_t), a * x_0 + s * p.of(z))
+    p.close("the bound's term", p.of(vb), expected[0])
+    p.close("x_0's error", p.of(mse), expected[1])
+    z = fd.randn(p.b.next_key, p.b.shape, p.b.how["dtype"])
+    p.noise_of(x_t, p.k.a[STEP - 1] * p.of(p.b.x_0), p.k.s[STEP - 1], z)
 
 
 GATES = {

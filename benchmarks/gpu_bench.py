@@ -23,8 +23,10 @@ import torch.nn.functional as F
 import triton
 
 import fastddpm as fd
+from fastddpm.coefficients import vlb_rows
+from fastddpm.rows import StepRow, VlbRow
 
-from . import machine
+from . import eager, machine
 
 SAMPLE = (4, 64, 64)
 SIZES = [1 << n for n in range(16, 29, 2)]
@@ -56,13 +58,12 @@ class Case:
         self.output = torch.randn_like(self.x).requires_grad_()
         self.key = fd.noise_key(number, batch_size=batch, device=device)
         self.t = fd.timesteps(self.key, 1000)
-        abar = self.schedule.alphas_cumprod.float().to(device)
-        self.a, self.s = abar.sqrt(), (1 - abar).sqrt()
-        self.table = self.rows.table.float().to(device)
+        self.k = eager.Tables.of(self.schedule, self.x.device)
+        self.table = self.rows.on(self.x.device, torch.float32)
         self.target = torch.empty_like(self.x)
         self.wide = torch.randn(batch, 2 * SAMPLE[0], *SAMPLE[1:], device=device, dtype=dtype).mul_(0.3).requires_grad_()
         self.x_t = fd.q_sample(self.x, self.t, self.schedule, self.key)
-        self.bound = self.schedule.vlb_rows(*BOUND, False, "posterior", None, self.x.device, torch.float32)
+        self.bound = vlb_rows(self.schedule, *BOUND, False, "posterior", None, self.x.device, torch.float32)
 
 
 BOUND = ("epsilon", "learned_range")
@@ -98,39 +99,26 @@ def fused(case: Case) -> dict[str, Callable]:
     return dict(zip(ACCESSES, stages, strict=True))
 
 
-def _column(table, t):
-    return table[t].view(-1, 1, 1, 1)
-
-
-def _noised(x, z, a, s, t):
-    return (_column(a, t) * x + _column(s, t) * z).to(x.dtype)
-
-
-def _add_noise(x, a, s, t):
-    return _noised(x, torch.randn_like(x), a, s, t)
+def _add_noise(x, t, k):
+    return eager.draw(x, t, k)[0]
 
 
 def _mse(out):
-    return F.mse_loss(out.float(), torch.randn_like(out).float())
-
-
-def _both(x, out, a, s, t):
-    z = torch.randn_like(x)
-    return _noised(x, z, a, s, t), F.mse_loss(out.float(), z.float())
+    return eager.mse_loss(out, torch.randn_like(out))
 
 
 def _reverse(out, x, table, t):
-    p_x, p_o, bound, k_x, k_0, k_o, sigma, _ = (c.view(-1, 1, 1, 1) for c in table[t].unbind(1))
-    x_0 = torch.clamp(p_x * x + p_o * out, -bound, bound)
-    return (k_x * x + k_0 * x_0 + k_o * out + sigma * torch.randn_like(x)).to(x.dtype)
+    k = StepRow(*(c.view(-1, 1, 1, 1) for c in table[t].unbind(1)))
+    x_0 = torch.clamp(k.p_x * x + k.p_o * out, -k.bound, k.bound)
+    return (k.k_x * x + k.k_0 * x_0 + k.k_o * out + k.sigma * torch.randn_like(x)).to(x.dtype)
 
 
 def _bound(out, v, x_0, x_t, rows, t):
     """The published code's term of each sample's t (Dhariwal & Nichol 2021), in bits a dimension."""
-    _, _, p_x, p_o, _, c, _, _, _, v_0, v_1, precision, *_ = (c.view(-1, 1, 1, 1) for c in rows[t].unbind(1))
-    difference, delta = c * (x_0 - (p_x * x_t + p_o * out)), v_0 + v_1 * v
-    kl = 0.5 * (delta - 1 + torch.exp(-delta) + precision * difference**2 * torch.exp(-delta))
-    inverse = precision.sqrt() * torch.exp(-0.5 * delta)
+    k = VlbRow(*(c.view(-1, 1, 1, 1) for c in rows[t].unbind(1)))
+    difference, delta = k.c * (x_0 - (k.p_x * x_t + k.p_o * out)), k.v_0 + k.v_1 * v
+    kl = 0.5 * (delta - 1 + torch.exp(-delta) + k.precision * difference**2 * torch.exp(-delta))
+    inverse = k.precision.sqrt() * torch.exp(-0.5 * delta)
     above, below = (_phi((difference + sign / 255) * inverse) for sign in (1, -1))
     inner = torch.where(x_0 > 0.999, 1 - below, above - below)
     nll = -torch.where(x_0 < -0.999, above, inner).clamp(min=1e-12).log()
@@ -146,31 +134,30 @@ def _kl(wide, x_0, x_t, rows, t):
     return _bound(out, v, x_0.float(), x_t.float(), rows, t)
 
 
-def _hybrid(wide, x_0, a, s, rows, t):
-    z = torch.randn_like(x_0)
+def _hybrid(wide, x_0, k, rows, t):
+    x_t, z = eager.draw(x_0, t, k)
     out, v = wide.float().chunk(2, 1)
-    x_t = _noised(x_0, z, a, s, t)
-    return F.mse_loss(out, z.float()) + _bound(out.detach(), v, x_0.float(), x_t.float(), rows, t)
+    return eager.mse_loss(out, z) + _bound(out.detach(), v, x_0.float(), x_t.float(), rows, t)
 
 
-PLAIN = (_add_noise, _mse, _both, _reverse, _kl, _hybrid)
+PLAIN = (_add_noise, _mse, eager.draw_and_loss, _reverse, _kl, _hybrid)
 
 
 def plain(case: Case, functions: tuple[Callable, ...] = PLAIN) -> dict[str, Callable]:
     add_noise, mse, both, reverse, kl, hybrid = functions
 
     def pair():
-        x_t, loss = both(case.x, case.output, case.a, case.s, case.t)
+        x_t, loss = both(case.x, case.t, case.k, case.output)
         return x_t, torch.autograd.grad(loss, case.output)[0]
 
     stages = (
-        lambda: add_noise(case.x, case.a, case.s, case.t),
+        lambda: add_noise(case.x, case.t, case.k),
         lambda: mse(case.output.detach()),
         lambda: torch.autograd.grad(mse(case.output), case.output)[0],
         pair,
         lambda: reverse(case.output.detach(), case.x, case.table, case.t),
         lambda: torch.autograd.grad(kl(case.wide, case.x, case.x_t, case.bound, case.t), case.wide)[0],
-        lambda: torch.autograd.grad(hybrid(case.wide, case.x, case.a, case.s, case.bound, case.t), case.wide)[0],
+        lambda: torch.autograd.grad(hybrid(case.wide, case.x, case.k, case.bound, case.t), case.wide)[0],
     )
     return dict(zip(ACCESSES, stages, strict=True))
 
@@ -180,7 +167,7 @@ def check(case: Case) -> None:
     stages = fused(case)
     z = fd.randn(case.key, case.x.shape)
     close = {"rtol": 2e-2, "atol": 2e-2} if case.x.dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-4}
-    torch.testing.assert_close(stages["noising"](), _noised(case.x, z, case.a, case.s, case.t), **close)
+    torch.testing.assert_close(stages["noising"](), eager.add_noise(case.x, case.t, case.k, z), **close)
     torch.testing.assert_close(stages["mse"](), F.mse_loss(case.output.detach().float(), z), rtol=1e-4, atol=0)
     gradient = 2 * (case.output.detach().float() - z) / z.numel()
     torch.testing.assert_close(stages["mse gradient"]().float(), gradient, rtol=2e-2, atol=1e-2 / z.numel())

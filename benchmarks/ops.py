@@ -49,14 +49,10 @@ class Case(NamedTuple):
         return f"{self.level}/{self.op}/{size}/{self.dtype}/{self.memory_format}/{self.provider}"
 
 
-def _compiled(function):
-    return torch.compile(function)
-
-
 def providers(op: str) -> dict[str, Callable[[Batch], Callable]]:
     """{provider: batch -> call} of those that are here."""
-    found = {FUSED: getattr(fused, op), "eager": eager.calls()[op], COMPILED: eager.calls(_compiled)[op]}
-    return found | {name: peers.tables()[name][op] for name in peers.installed() if op in peers.tables()[name]}
+    found = {FUSED: getattr(fused, op), "eager": eager.calls()[op], COMPILED: eager.calls(torch.compile)[op]}
+    return found | {name: peers.CALLS[name][op] for name in peers.installed() if op in peers.CALLS[name]}
 
 
 def make(op: str, provider: str, b: Batch) -> Callable:

@@ -18,11 +18,6 @@ except ImportError:
     GaussianDiffusion = None
 
 
-def tables() -> dict[str, dict]:
-    """{library: {op: batch -> call}} of all that are known."""
-    return {"diffusers": DIFFUSERS, "lucidrains": LUCIDRAINS}
-
-
 def installed() -> list[str]:
     return [name for name, found in (("diffusers", DDPMScheduler), ("lucidrains", GaussianDiffusion)) if found]
 
@@ -66,12 +61,8 @@ def _step(b: Batch):
     return call
 
 
-DIFFUSERS = {
-    "noising": _add_noise,
-    "mse": lambda b: gradient_of(lambda output: F.mse_loss(output, b.noise), b.output),
-    "chain": _chain,
-    "reverse": _step,
-}
+def _mse(b: Batch):
+    return gradient_of(lambda output: F.mse_loss(output, b.noise), b.output)
 
 
 # ---- lucidrains ----
@@ -130,4 +121,8 @@ def _p_sample(b: Batch):
     return lambda: diffusion.p_sample(b.x_0, STEP)
 
 
-LUCIDRAINS = {"noising": _q_sample, "chain": _p_losses, "reverse": _p_sample}
+CALLS = {
+    "diffusers": {"noising": _add_noise, "mse": _mse, "chain": _chain, "reverse": _step},
+    "lucidrains": {"noising": _q_sample, "chain": _p_losses, "reverse": _p_sample},
+}
+"""{library: {op: batch -> call}}, installed or not."""

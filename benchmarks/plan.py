@@ -1,5 +1,7 @@
 """Which cases a run is made of, and which it leaves out and why."""
 
+from collections.abc import Iterable
+
 import torch
 
 from . import machine, peers
@@ -26,6 +28,8 @@ RATIO_SHAPES = {
     "bits_per_dim": (SMALL, BOUND_LARGE),
 }
 CALLED = tuple(RATIO_SHAPES)
+LAYOUTS = ("noising", "chain", "reverse", "hybrid", "kl")
+"""Ops timed in channels_last and contiguous memory in turn."""
 
 
 def shape_of(exponent: int) -> tuple[int, ...]:
@@ -53,10 +57,18 @@ def call_cases() -> list[Case]:
     return [Case("call", op, name, CALL_SHAPE) for op in CALLED for name in names if has(op, name)]
 
 
+def _paired(ops: Iterable[str], quick: bool) -> list[tuple[str, tuple[int, ...]]]:
+    return [(op, shape) for op in ops for shape in RATIO_SHAPES[op][: 1 if quick else None]]
+
+
 def ratio_cases(quick: bool) -> list[Case]:
     """One for each op and shape: there all providers are timed in turn."""
-    kept = [(op, shape) for op, shapes in RATIO_SHAPES.items() for shape in shapes[: 1 if quick else None]]
-    return [Case("ratio", op, "all", shape) for op, shape in kept]
+    return [Case("ratio", op, "all", shape) for op, shape in _paired(RATIO_SHAPES, quick)]
+
+
+def layout_cases(quick: bool) -> list[Case]:
+    """One for each op and shape: there fastddpm is timed in turn with itself on contiguous data."""
+    return [Case("layout", op, FUSED, shape, memory_format="channels_last") for op, shape in _paired(LAYOUTS, quick)]
 
 
 def ratio_providers(op: str, quick: bool) -> list[str]:
@@ -65,7 +77,7 @@ def ratio_providers(op: str, quick: bool) -> list[str]:
 
 
 def has(op: str, provider: str) -> bool:
-    return provider in (FUSED, "eager", COMPILED) or op in peers.tables()[provider]
+    return provider in (FUSED, "eager", COMPILED) or op in peers.CALLS[provider]
 
 
 def left_out(quick: bool) -> list[dict[str, str]]:
@@ -77,7 +89,7 @@ def left_out(quick: bool) -> list[dict[str, str]]:
         ),
         ("kernel: other providers than eager", "they are timed against fastddpm in turn, at the shapes of level ratio"),
     ]
-    for name in sorted(set(peers.tables()) - set(peers.installed())):
+    for name in sorted(set(peers.CALLS) - set(peers.installed())):
         reasons.append((name, "not installed"))
     if not torch.cuda.is_available():
         reasons.append(("GPUs", "not measured on a GPU"))

@@ -78,12 +78,11 @@ def ratios(results: dict) -> Figure | None:
     groups = table.groups(results["cases"], "ratio")
     if not groups:
         return None
-    providers = [name for name in table.OTHERS if any(name in group for group in groups.values())]
+    providers = table.others(groups)
     figure, axis = plt.subplots(figsize=(8, 0.9 + 0.42 * len(groups)), layout="constrained")
     height, labels = 0.8 / len(providers), []
     for row, group in enumerate(groups.values()):
-        case = next(iter(group.values()))
-        labels.append(f"{TITLES[case['op']]}, {'x'.join(map(str, case['shape']))}")
+        labels.append(table.title(next(iter(group.values()))))
         for i, name in enumerate(providers):
             if name in group:
                 r = group[name]["ratio"]

@@ -153,7 +153,8 @@ def report(variant: Variant, target: str) -> dict[str, Any]:
     threads = variant.warps * TARGETS[target].warp_size
     elements = max(1, variant.block // threads)
     per_element = round(measured["instructions"] / elements, 2)
-    return {"per_element": per_element, "elements": elements, "shared": compiled.metadata.shared, **measured}
+    kept = {"shared": compiled.metadata.shared, "fusion": compiled.metadata.enable_fp_fusion}
+    return {"per_element": per_element, "elements": elements, **kept, **measured}
 
 
 def _nvidia(compiled) -> dict[str, Any]:
@@ -166,6 +167,7 @@ def _nvidia(compiled) -> dict[str, Any]:
     names = Counter(name for name in lines if name != "NOP")
     usage = {name: int(n) for name, n in re.findall(r"(REG|STACK|LOCAL):(\d+)", dump)}
     local = sum(n for name, n in names.items() if name.startswith(("LDL", "STL")))
+    ptx = compiled.asm["ptx"]
     return {
         "instructions": names.total(),
         "registers": usage["REG"],
@@ -177,8 +179,10 @@ def _nvidia(compiled) -> dict[str, Any]:
         "stores_16": sum(n for name, n in names.items() if name.startswith("STG") and ".128" in name),
         "loads": sum(n for name, n in names.items() if name.startswith("LDG")),
         "stores": sum(n for name, n in names.items() if name.startswith("STG")),
-        "roots": compiled.asm["ptx"].count("sqrt.rn"),
-        "branches": len(re.findall(r"^\s+(?:@!?%p\d+ )?bra", compiled.asm["ptx"], re.MULTILINE)),
+        "roots": ptx.count("sqrt.rn"),
+        "branches": len(re.findall(r"^\s+(?:@!?%p\d+ )?bra", ptx, re.MULTILINE)),
+        "contractible": len(re.findall(r"\b(?:add|sub|mul)\.f32\b", ptx)),  # those with .rn are not
+        "swallow_nan": len(re.findall(r"\b(?:min|max)\.f32\b", ptx)),  # those with .NaN do not
         "calls": sum(n for name, n in names.items() if name.startswith("CALL")),
     }
 

@@ -32,6 +32,7 @@ class Job(NamedTuple):
 
 def jobs(quick: bool) -> list[Job]:
     found = [Job(case.name, lambda case=case: versus.measure(case, quick)) for case in plan.ratio_cases(quick)]
+    found += [Job(case.name, lambda case=case: versus.layout(case, quick)) for case in plan.layout_cases(quick)]
     for network in ("mlp", "small") if quick else NETWORKS:
         found += [job for kind in ("train", "sample") for job in _loop_jobs(network, kind, quick)]
     for axis, sizes in {} if quick else growth.SIZES.items():

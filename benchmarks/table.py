@@ -2,12 +2,13 @@
 
 from collections import defaultdict
 
-from .ops import COMPILED, FUSED
+from .ops import COMPILED, FUSED, TITLES
 
 OTHERS = ("eager", COMPILED, "diffusers", "lucidrains")
 LEVELS = {
     "kernel": "kernel: an op on much data (others: their time over fastddpm's, each timed for itself)",
     "ratio": "kernel and call, in turn (others: the median of the rounds' ratios)",
+    "layout": "layout: fastddpm in channels_last, and the ratio to its time in contiguous memory, in turn",
     "call": "call: an op on almost no data",
     "loop": "loop: a whole step with its network (others: the median of the rounds' ratios)",
     "growth": "growth",
@@ -28,6 +29,14 @@ def times(ratio: float | None) -> str:
     return f"{ratio:.2f}x" if ratio < 9.95 else f"{ratio:.1f}x"
 
 
+def ratio(case: dict | None) -> str:
+    """The median of the rounds' ratios, and its quartiles."""
+    if case is None:
+        return ""
+    r = case["ratio"]
+    return f"{times(r['median'])} ({times(r['q1'])[:-1]} .. {times(r['q3'])[:-1]})"
+
+
 def groups(cases: list[dict], level: str) -> dict[str, dict[str, dict]]:
     """{case without its provider: {provider: record}} of a level, in the order of the run."""
     found: dict[str, dict[str, dict]] = defaultdict(dict)
@@ -36,6 +45,15 @@ def groups(cases: list[dict], level: str) -> dict[str, dict[str, dict]]:
             name = case["name"].removesuffix(f"/{case['provider']}").removeprefix(f"{level}/")
             found[name][case["provider"]] = case
     return found
+
+
+def others(groups: dict[str, dict[str, dict]]) -> list[str]:
+    """The providers that are in a level's groups beside fastddpm."""
+    return [name for name in OTHERS if any(name in group for group in groups.values())]
+
+
+def title(case: dict) -> str:
+    return f"{TITLES[case['op']]}, {'x'.join(map(str, case['shape']))}"
 
 
 def fused_seconds(group: dict[str, dict]) -> dict | None:
@@ -64,7 +82,7 @@ def figure(case: dict | None) -> str:
         return f"{case['images_per_second']:.0f} images/s"
     if case["level"] == "growth":
         return "" if case["peak_bytes"] is None else f"{case['peak_bytes'] / case['data_bytes']:.2f} x memory"
-    return times(case["ratio"]["median"]) if case["level"] == "threads" else ""
+    return ratio(case) if case["level"] in ("threads", "layout") else ""
 
 
 def text(results: dict, slower: dict[str, float]) -> str:

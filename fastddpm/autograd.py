@@ -12,7 +12,7 @@ from . import ops, reference
 from .reference.operands import transformed
 
 TENSORS = 5
-"""After the model's output a loss has so many tensors, and then constants: the reduction last."""
+"""After the model's output a loss is given so many tensors, the rows last, and then constants."""
 
 
 class Loss(torch.autograd.Function):
@@ -25,7 +25,7 @@ class Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, model_output: Tensor, name: str, with_grad: bool, others: tuple):
         *losses, grad = getattr(ops, name)(model_output, *others, with_grad)
-        ctx.save_for_backward(model_output, *map(_as_it_is, others[:TENSORS]))
+        ctx.save_for_backward(model_output, *map(_kept, others[:TENSORS]))
         ctx.name, ctx.constants, ctx.grad = name, others[TENSORS:], grad if with_grad else None
         ctx.set_materialize_grads(False)
         return tuple(losses)
@@ -34,7 +34,7 @@ class Loss(torch.autograd.Function):
     def backward(ctx, *grads: Tensor | None):
         made, ctx.grad = ctx.grad, None
         first, *rest = grads
-        if first is None and not any(g is not None for g in rest):
+        if all(g is None for g in grads):
             return None, None, None, None
         again = _differentiated_again(*grads)
         if made is not None and not again and all(g is None for g in rest):
@@ -54,7 +54,8 @@ class Noising(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        return noising(grad, None, *ctx.saved_tensors), None, None, None
+        make = reference if _differentiated_again(grad) else ops
+        return make.noising(grad, None, *ctx.saved_tensors), None, None, None
 
 
 class ReverseStep(torch.autograd.Function):
@@ -63,8 +64,9 @@ class ReverseStep(torch.autograd.Function):
     @staticmethod
     def forward(ctx, model_output, x_t, noise, index, rows, return_x_0):
         learned = model_output.shape != x_t.shape  # only the variance's gradient holds the noise
-        ctx.save_for_backward(model_output, x_t, _as_it_is(noise) if learned else None, index, rows)
+        ctx.save_for_backward(model_output, x_t, _kept(noise) if learned else None, index, rows)
         ctx.set_materialize_grads(False)
+        ctx.return_x_0 = return_x_0
         x_prev, x_0 = ops.reverse_step(model_output, x_t, noise, index, rows, return_x_0)
         if not return_x_0:
             ctx.mark_non_differentiable(x_0)
@@ -72,25 +74,26 @@ class ReverseStep(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_x_prev: Tensor | None, grad_x_0: Tensor | None):
+        grad_x_0 = grad_x_0 if ctx.return_x_0 else None  # under a compiler it is there all the same, and empty
         make = reference if _differentiated_again(grad_x_prev, grad_x_0) else ops
         grads = make.reverse_step_backward(grad_x_prev, grad_x_0, *ctx.saved_tensors)
         return *grads, None, None, None, None
 
 
 def mse_loss(model_output: Tensor, noise, x_0, x_t, t, rows, reduction) -> Tensor:
-    return _losses("mse_loss", model_output, (noise, x_0, x_t, t, rows, reduction), rows)[0]
+    return _losses("mse_loss", model_output, (noise, x_0, x_t, t, rows, reduction))[0]
 
 
 def vlb_loss(model_output: Tensor, x_0, x_t, noise, t, rows, tanh_cdf, reduction) -> Tensor:
-    return _losses("vlb_loss", model_output, (x_0, x_t, noise, t, rows, tanh_cdf, reduction), rows)[0]
+    return _losses("vlb_loss", model_output, (x_0, x_t, noise, t, rows, tanh_cdf, reduction))[0]
 
 
 def hybrid_loss(model_output: Tensor, x_0, x_t, noise, t, rows, tanh_cdf, vlb_weight, reduction) -> tuple[Tensor, ...]:
     """(loss, mse, vlb)"""
-    return _losses("hybrid_loss", model_output, (x_0, x_t, noise, t, rows, tanh_cdf, vlb_weight, reduction), rows)
+    return _losses("hybrid_loss", model_output, (x_0, x_t, noise, t, rows, tanh_cdf, vlb_weight, reduction))
 
 
-def _losses(name: str, model_output: Tensor, others: tuple, rows: Tensor) -> tuple[Tensor, ...]:
+def _losses(name: str, model_output: Tensor, others: tuple) -> tuple[Tensor, ...]:
     """The losses by the cheapest way to what is wanted of them.
 
     The gradient is made in the forward on a CPU only, where the arithmetic of the noise outweighs a read, as it does not on a
@@ -101,14 +104,19 @@ def _losses(name: str, model_output: Tensor, others: tuple, rows: Tensor) -> tup
         return getattr(reference, name)(model_output, *others, False)[:-1]
     if not _wanted(model_output):
         return getattr(ops, name)(model_output, *others, False)[:-1]
+    rows = others[TENSORS - 1]
     with_grad = model_output.dtype is rows.dtype and model_output.is_cpu and not torch.compiler.is_compiling()
     return Loss.apply(model_output, name, with_grad, others)
 
 
 def noising(x: Tensor, noise: Tensor | None, t: Tensor, rows: Tensor) -> Tensor:
-    if _plain(x):
+    if _plain():
         return reference.noising(x, noise, t, rows)
     return Noising.apply(x, noise, t, rows) if _wanted(x) else ops.noising(x, noise, t, rows)
+
+
+def vlb_terms(*inputs) -> tuple[Tensor, Tensor]:
+    return (reference if _plain() else ops).vlb_terms(*inputs)
 
 
 def reverse_step(model_output: Tensor, x_t: Tensor, *others) -> tuple[Tensor, Tensor]:
@@ -122,9 +130,9 @@ def _wanted(x: Tensor) -> bool:
     return x.requires_grad and torch.is_grad_enabled()
 
 
-def _plain(*grads: Tensor) -> bool:
+def _plain() -> bool:
     """Whether derivatives are asked for in a way that only plain torch answers."""
-    return forward_ad._current_level >= 0 or transformed(*grads)
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 def _differentiated_again(*grads: Tensor | None) -> bool:
@@ -132,7 +140,7 @@ def _differentiated_again(*grads: Tensor | None) -> bool:
     return torch.is_grad_enabled() or transformed(*grads)
 
 
-def _as_it_is(x: Tensor | None) -> Tensor | None:
+def _kept(x: Tensor | None) -> Tensor | None:
     """What a backward shall see. A key may be advanced before it comes: of keys a copy, which no compiler removes."""
     if x is None or x.dtype is not torch.int64 or x.dim() != 2:
         return x

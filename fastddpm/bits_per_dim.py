@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from . import ops
+from . import autograd
 from .checks import as_int
 from .functional import q_sample
-from .models import Model, call_model, timesteps_of
+from .models import Model, call_model
 from .schedule import NoiseSchedule
 
 
@@ -27,13 +27,13 @@ class Walk:
 
     def terms(self, x_0: Tensor, noises: list[Tensor], model_kwargs: Mapping[str, Any] | None, bar: tqdm) -> Tensor:
         """`[S, 2, B]`: the bound's term and the mean squared error of x_0_hat, at each index of the chain."""
-        last, model_t = len(self.chain) - 1, timesteps_of(self.chain, len(x_0), x_0.device)
+        last, model_t = len(self.chain) - 1, self.chain.timesteps_on(x_0.device).clone()  # a model may change its t in place
         terms = []
         x_t = q_sample(x_0, last, self.chain, noises[last])
         for i in range(last, -1, -1):
-            output = call_model(self.model, x_t, model_t[i], model_kwargs, self.variance_type)
+            output = call_model(self.model, x_t, model_t[i].expand(len(x_0)), model_kwargs, self.variance_type)
             following = (noises[i - 1], self.indices[i - 1]) if i > 0 else (None, None)
-            here, x_t = ops.vlb_terms(output, x_0, x_t, None, self.indices[i], self.rows, self.tanh_cdf, *following)
+            here, x_t = autograd.vlb_terms(output, x_0, x_t, None, self.indices[i], self.rows, self.tanh_cdf, *following)
             terms.append(here)
             bar.update()
         return torch.stack(terms[::-1])

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from numbers import Integral
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -21,10 +22,12 @@ def check_float_dtype(name: str, dtype: torch.dtype) -> None:
         raise TypeError(f"{name}: expected float32, bfloat16, float16 or float64, got {dtype}")
 
 
-def as_int(name: str, value: object, expected: str = "an int") -> int:
+def as_int(name: str, value: Any, expected: str = "an int") -> int:
     """An int, numpy's among them; no bool."""
     if type(value) is int:
         return value
+    if isinstance(value, torch.SymInt):
+        return cast(int, value)  # a size under a tracer is to stay one
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"{name}: expected {expected}, got {describe(value)}")
     return int(value)
@@ -32,9 +35,10 @@ def as_int(name: str, value: object, expected: str = "an int") -> int:
 
 def as_shape(name: str, shape: object) -> tuple[int, ...]:
     """(B, ...) of sizes that are 0 or more, from any sequence."""
-    if not isinstance(shape, Sequence) or not shape or not all(isinstance(n, Integral) and int(n) >= 0 for n in shape):
+    sizes = tuple(as_int(name, n, "(B, ...)") for n in shape) if isinstance(shape, Sequence) else ()
+    if not sizes or min(sizes) < 0:
         raise ValueError(f"{name}: expected (B, ...), got {shape}")
-    return tuple(map(int, shape))
+    return sizes
 
 
 def check_no_grad(name: str, x: Tensor) -> None:
@@ -88,8 +92,8 @@ def check_index(name: str, t: Tensor, x: Tensor) -> None:
     """int32 or int64, one value a sample or one for all. The kernel checks its range: a GPU's values are not read here."""
     if t.dtype is not torch.int64 and t.dtype is not torch.int32:
         raise TypeError(f"{name}: expected an int32 or int64 tensor [B], got {describe(t)}")
-    if t.dim() > 1 or (t.numel() != 1 and t.numel() != len(x)):
-        raise ValueError(f"{name}: expected shape [{len(x)}] (one a sample) or one value, got {list(t.shape)}")
+    if t.dim() > 1 or (t.numel() != 1 and t.numel() != x.shape[0]):
+        raise ValueError(f"{name}: expected shape [{x.shape[0]}] (one a sample) or one value, got {list(t.shape)}")
     if t.device != x.device:
         raise ValueError(f"{name}: expected the data's device {x.device}, got {t.device}")
 

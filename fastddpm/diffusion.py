@@ -13,7 +13,7 @@ from .checks import as_shape, check_data, check_key, check_noise, check_one_of, 
 from .coefficients import vlb_rows
 from .functional import arithmetic, check_reduction, mse_loss, q_sample, reverse_step
 from .importance import LossSecondMoment
-from .models import Model, call_model, device_of, timesteps_of
+from .models import Model, call_model, device_of
 from .noise import advance, noise_key, randn, timesteps
 from .schedule import FIRST_VARIANCES, LEARNED_VARIANCE_TYPES, VARIANCE_TYPES, NoiseSchedule, check_schedule
 from .vlb import CDFS, hybrid_loss, prior_kl, vlb_loss
@@ -181,9 +181,9 @@ class GaussianDiffusion:
         rows = samplers.ddpm(self._chain(steps), self.prediction_type, self.variance_type, clip_denoised)
         x = randn(noise_key(seed, 0, shape[0], stream="initial", device=device), shape)
         key = noise_key(seed, 0, shape[0], stream="reverse", device=device)
-        model_t = timesteps_of(rows, shape[0], device)
+        model_t = rows.timesteps_on(device).clone()  # a model may change its t in place
         for i in tqdm(range(len(rows) - 1, -1, -1), desc="sampling", unit="step", disable=not progress):
-            output = call_model(model, x, model_t[i], model_kwargs, self.variance_type)
+            output = call_model(model, x, model_t[i].expand(shape[0]), model_kwargs, self.variance_type)
             x, _ = reverse_step(output, x, i, rows, key, return_x_0=False)
             advance(key)
         return x

@@ -148,7 +148,7 @@ def weighted(rows: Tensor, weight: str | Tensor | None) -> Tensor:
     """The rows with a table of the caller's for their last column."""
     if not isinstance(weight, Tensor):
         return rows
-    return torch.cat((rows[:, :-1], weight.detach().to(rows.dtype)[:, None]), 1)  # w is the last of MseRow and of VlbRow
+    return torch.cat((rows[:, :-1], weight.to(rows.dtype)[:, None]), 1)  # w is the last of MseRow and of VlbRow
 
 
 def reverse_step(

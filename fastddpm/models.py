@@ -8,7 +8,6 @@ from torch import Tensor
 
 from .checks import check_output, describe
 from .schedule import LEARNED_VARIANCE_TYPES
-from .tables import Tables
 
 Model = Callable[..., Any]
 """`model(x_t, t, **model_kwargs)`: a tensor, or an object with a `.sample` tensor (diffusers)."""
@@ -28,11 +27,6 @@ def call_model(model: Model, x_t: Tensor, t: Tensor, model_kwargs: Mapping[str, 
         raise ValueError(f"model: expected an output of x_t's shape {list(x_t.shape)}, got {list(output.shape)}")
     check_output(output, variance_type, "x_t", x_t, "model")
     return output
-
-
-def timesteps_of(chain: Tables, batch: int, device: torch.device) -> list[Tensor]:
-    """What the model is given at each index of the chain, int64 `[B]`: in memory of its own, which the model may change."""
-    return list(chain.timesteps_on(device)[:, None].repeat(1, batch).unbind())
 
 
 def device_of(model: Model) -> torch.device:

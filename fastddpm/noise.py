@@ -117,7 +117,8 @@ def advance(key: Tensor, steps: int = 1) -> Tensor:
     """Adds `steps` to the step of every row of a key, in place and on its device, and returns the key.
 
     Inside a captured CUDA graph it makes each replay draw fresh noise; inside `torch.compile` it is how the step moves without
-    a recompilation. A backward that is still to come sees the key as its forward did.
+    a recompilation. A backward that is still to come sees the key as its forward did. (Not under checkpointing, which runs the
+    forward again: advance after the backward there.)
 
     Raises:
         OverflowError: on the CPU, where a step would leave 0 .. 2^28 - 1 (nothing is changed then). Other devices are not

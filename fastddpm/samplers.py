@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from .checks import check_one_of
+from .checks import check_one_of, describe
 from .coefficients import variance_columns, x_0_columns
 from .rows import StepRow, pack
 from .schedule import FIXED_VARIANCE_TYPES, PREDICTION_TYPES, VARIANCE_TYPES, NoiseSchedule
@@ -16,7 +16,7 @@ class StepRows(Tables):
     """A sampler: the coefficients of each of its steps, and what the network is given there.
 
     Args:
-        timesteps: `[S]`, what the network is given at each row; row 0 is the last step.
+        timesteps: int64 `[S]`, what the network is given at each row; row 0 is the last step.
         variance_type: "learned" and "learned_range" want a network's output of twice the channels.
         columns: of `rows.StepRow`, by name, each `[S]` or one number for all; 0 where not given, and no bound.
 
@@ -26,7 +26,7 @@ class StepRows(Tables):
         adds_noise: whether any sigma is not 0.
 
     Raises:
-        TypeError, ValueError: an unknown column, one of another length, or a NaN, named.
+        TypeError, ValueError: an unknown column, one of another length, a NaN, or timesteps of another kind, named.
     """
 
     def __init__(self, timesteps: Tensor, variance_type: str = "fixed_small", **columns: Tensor | float):
@@ -34,11 +34,18 @@ class StepRows(Tables):
         unknown = columns.keys() - set(StepRow._fields)
         if unknown:
             raise TypeError(f"columns: expected names among {', '.join(StepRow._fields)}, got {', '.join(sorted(unknown))}")
-        self.timesteps, self.variance_type = timesteps, variance_type
+        if (
+            not isinstance(timesteps, Tensor)
+            or timesteps.dtype is not torch.int64
+            or timesteps.dim() != 1
+            or not len(timesteps)
+        ):
+            raise TypeError(f"timesteps: expected int64 [S] of one step or more, got {describe(timesteps)}")
+        self.timesteps, self.variance_type = timesteps.cpu().clone(), variance_type
         given = {"bound": math.inf, **columns}
         self.columns = StepRow(*(_column(name, given.get(name, 0.0), len(timesteps)) for name in StepRow._fields))
         self.adds_noise = bool((self.columns.sigma != 0).any())
-        super().__init__(timesteps, *self.columns)
+        super().__init__(self.timesteps, *self.columns)
 
     def __len__(self) -> int:
         return len(self.timesteps)

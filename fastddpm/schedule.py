@@ -105,10 +105,12 @@ class NoiseSchedule(Tables):
             ValueError: no betas, not one-dimensional, NaN, or a value out of range (named with its index).
         """
         betas = _table("betas", betas)
+        abar = torch.cumprod(1 - betas, 0)
         inside = (1 - betas < 1) & (betas < 1)
         inside[-1] |= betas[-1] == 1
         _check_values("betas", betas, inside, "in (0, 1), the last in (0, 1]")
-        return cls(betas, torch.cumprod(1 - betas, 0), torch.arange(len(betas), device="cpu"))
+        _check_values("the product of 1 - betas", abar[:-1], abar[:-1] > 0, "above 0 before the last step")
+        return cls(betas, abar, torch.arange(len(betas), device="cpu"))
 
     @classmethod
     def from_alphas_cumprod(cls, alphas_cumprod: Tensor | Sequence[float]) -> "NoiseSchedule":

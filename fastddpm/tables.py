@@ -1,12 +1,22 @@
 """Tables of coefficients on devices: made once in float64, uploaded once, and found again without a trace."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils._python_dispatch import _disable_current_modes
+
+
+@contextmanager
+def real_tensors() -> Iterator[None]:
+    """What is made inside is a tensor like any other: in inference mode it could not be saved for a backward later, and under a
+    tracer or one of torch.func's transforms it would be no tensor at all, but that one's wrapper."""
+    with torch.inference_mode(False), _disable_current_modes(), temporarily_clear_interpreter_stack():
+        yield
 
 
 class Tables:
@@ -37,8 +47,7 @@ class Tables:
         key = (make, case, device, dtype)
         table = self._made.get(key)
         if table is None:
-            # made in inference mode it could not be saved for a backward later, and under a tracer it would be no tensor at all
-            with torch.inference_mode(False), _disable_current_modes():
+            with real_tensors():
                 table = self._made[key] = make(self, *case).to(dtype=dtype, copy=True).to(device)
         return table
 

@@ -1,5 +1,6 @@
 """What several test modules need: backends, layouts in memory, poisoned outputs, and what counts as right."""
 
+import itertools
 from contextlib import contextmanager
 
 import torch
@@ -38,6 +39,24 @@ def poisoned():
         yield
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+NEVER = 1 << 60
+SIZES = {"small": (NEVER, NEVER), "in pages": (1, NEVER), "past the caches": (1, 1)} if INSTRUCTION_SETS else {"small": ()}
+"""From how many bytes on a result lies in kept pages, and from how many it is written past the caches."""
+
+
+@contextmanager
+def of_size(name):
+    """Every result is treated as one of that size."""
+    if not INSTRUCTION_SETS:
+        yield
+        return
+    before = _extension.module.set_thresholds(*SIZES[name])
+    try:
+        yield
+    finally:
+        _extension.module.set_thresholds(*before)
 
 
 @contextmanager
@@ -113,6 +132,46 @@ LAYOUTS = {
     "off_by_one": _off_by_one,
     "padded_rows": _padded_rows,
 }
+
+
+# ---- and those of any number of dimensions ----
+
+
+def placed(order, steps=None, start=0):
+    """Puts a tensor's values in memory in that order of its dimensions, the last of them together, `start` elements behind an
+    aligned address. With `steps` {dimension: step} it is that part of a larger tensor: a slice (1), every second (2), .."""
+    steps = steps or {}
+
+    def place(x):
+        shape, strides, count = [n * steps.get(d, 1) + 3 * (d in steps) for d, n in enumerate(x.shape)], [0] * x.dim(), 1
+        for d in reversed(order):
+            strides[d], count = count, count * shape[d]
+        whole = x.new_full((start + count,), 7.0).as_strided(shape, strides, start)
+        for d, step in steps.items():
+            whole = whole.narrow(d, 1, step * x.shape[d])[(slice(None),) * d + (slice(None, None, step),)]
+        return whole.copy_(x)
+
+    return place
+
+
+def placements(dims):
+    """All dense orders, and in some of them parts in each dimension and a start that is not aligned."""
+    forward = tuple(range(dims))
+    channels_last, batch_inside = (0, *forward[2:], 1), (*forward[2:], 0, 1)
+    places = {f"order {order}": placed(order) for order in itertools.permutations(forward)}
+    for order in (forward, channels_last, batch_inside):
+        places |= {f"a slice of {d} in order {order}": placed(order, {d: 1}) for d in forward}
+        places[f"unaligned in order {order}"] = placed(order, start=1)
+    for order in (forward, channels_last):
+        places |= {f"every second of {d} in order {order}": placed(order, {d: 2}) for d in forward}
+    return places
+
+
+def expanded(x, dims):
+    """The first values in these dimensions, repeated."""
+    for d in dims:
+        x = x.narrow(d, 0, min(1, x.shape[d])).expand(x.shape)
+    return x
 
 
 # ---- what counts as right ----

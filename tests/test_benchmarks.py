@@ -31,6 +31,7 @@ from benchmarks import (  # noqa: E402
     plots,
     suite,
     table,
+    versus,
 )
 from fastddpm import _extension  # noqa: E402
 
@@ -57,10 +58,16 @@ def kernel(provider="fastddpm", seconds=1e-3, op="noising", elements=1 << 20):
     return {**case._asdict(), "name": case.name, "elements": elements, "seconds": spread(seconds), **about, **figures}
 
 
-def versus(provider="eager", ratio=4.0):
+def others(provider="eager", ratio=4.0):
     case = ops.Case("ratio", "noising", provider, (128, 3, 32, 32))
     both = {"seconds": spread(4e-3), "fastddpm_seconds": spread(1e-3), "ratio": spread(ratio)}
     return {**case._asdict(), "name": case.name, "elements": 393216, **both}
+
+
+def layout(ratio=1.1, seconds=1.1e-3):
+    (case, *_) = plan.layout_cases(quick=True)
+    both = {"seconds": spread(seconds), "contiguous_seconds": spread(1e-3), "ratio": spread(ratio)}
+    return {**case._asdict(), "name": case.name, **both}
 
 
 def results(*cases, commit="0123456789abcdef"):
@@ -94,8 +101,15 @@ def test_a_machine_that_got_slower_is_no_regression():
 
 
 def test_ratios_in_turn_are_compared_as_ratios():
-    assert list(compare.slower(results(versus(ratio=4.0)), results(versus(ratio=3.0))).values()) == [pytest.approx(4 / 3)]
-    assert compare.slower(results(versus(ratio=4.0)), results(versus(ratio=5.0))) == {}
+    assert list(compare.slower(results(others(ratio=4.0)), results(others(ratio=3.0))).values()) == [pytest.approx(4 / 3)]
+    assert compare.slower(results(others(ratio=4.0)), results(others(ratio=5.0))) == {}
+
+
+def test_a_layout_is_compared_by_what_it_takes_over_contiguous_memory():
+    old = results(layout(1.1))
+    assert list(compare.slower(old, results(layout(1.3))).values()) == [pytest.approx(1.3 / 1.1)]
+    assert compare.slower(old, results(layout(0.9))) == compare.slower(old, results(layout(1.12))) == {}
+    assert compare.slower(old, results(layout(1.1, seconds=9.0))) == {}
 
 
 def test_a_loop_is_compared_by_what_it_is_beside_the_others():
@@ -116,10 +130,17 @@ def test_cases_of_one_run_alone_are_no_regression():
 
 
 def test_the_table_has_a_row_a_case_and_the_others_beside():
-    text = table.text(results(kernel(), kernel("eager", 4e-3), versus()), {})
+    text = table.text(results(kernel(), kernel("eager", 4e-3), others()), {})
     rows = [line for line in text.splitlines() if line.startswith("noising/")]
     assert len(rows) == 2 and all("4.00x" in row for row in rows)
     assert "0.954 ns an element, 50% of the copy" in rows[0]
+
+
+def test_a_layouts_ratio_stands_in_the_table_and_in_the_documents():
+    run = results(layout())
+    (row,) = [line for line in table.text(run, {}).splitlines() if line.startswith("noising/")]
+    assert row.split()[:3] == ["noising/128x3x32x32/float32/channels_last", "1.1", "ms"] and "1.10x (1.04 .. 1.16)" in row
+    assert "| noising (q_sample), 128x3x32x32 | 1 ms | 1.1 ms | 1.10x (1.04 .. 1.16) |" in docs.layouts(run)
 
 
 @pytest.mark.parametrize("seconds, text", [(2.5, "2.5 s"), (1.5e-3, "1.5 ms"), (9.9e-6, "9.9 us"), (5e-8, "50 ns")])
@@ -128,7 +149,7 @@ def test_durations(seconds, text):
 
 
 def test_documents_are_filled_between_their_markers_alone():
-    run = results(versus(), *(kernel(elements=1 << n, seconds=1e-9 * (1 << n)) for n in (14, 18, 26)))
+    run = results(others(), *(kernel(elements=1 << n, seconds=1e-9 * (1 << n)) for n in (14, 18, 26)))
     text = "before <!-- run: ratios -->\nold\n<!-- /run --> between <!-- run: plot ratios --><!-- /run --> after"
     filled = docs.fill(text, run, ROOT / "benchmarks" / "results" / "A.json", ROOT / "docs")
     assert filled.startswith("before ") and " between " in filled and filled.endswith(" after") and "old" not in filled
@@ -147,22 +168,14 @@ def test_the_documents_hold_their_markers():
 
 
 def test_plots_are_written_for_what_was_measured(tmp_path):
-    drawn = plots.save(results(kernel(), versus(), versus("diffusers", 0.7)), tmp_path / "run.json")
+    drawn = plots.save(results(kernel(), others(), others("diffusers", 0.7)), tmp_path / "run.json")
     assert {path.name for path in drawn} == {
         f"run-{name}{suffix}" for name in ("kernels", "ratios") for suffix in (".png", ".svg")
     }
     assert all(path.stat().st_size > 1000 for path in drawn)
 
 
-# ---- the clock, the counts, the growth ----
-
-
-def test_calls_in_turn_are_each_timed_in_every_round():
-    seen = []
-    times = clock.in_turn({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, budget=0.3, rounds=3)
-    assert len(times["a"]) == len(times["b"]) == 3
-    assert clock.ratio({"a": [2.0, 6.0, 8.0], "b": [1.0, 2.0, 2.0]}, "a", "b")["median"] == 3.0
-    assert clock.spread([5.0]) == {"min": 5.0, "q1": 5.0, "median": 5.0, "q3": 5.0, "rounds": 1}
+# ---- the counts, the growth, the loops ----
 
 
 def test_launches_and_reads_are_counted():
@@ -179,6 +192,38 @@ def test_the_peak_of_memory_counts_what_is_held_together():
     b = inputs.Batch((2, 3, 64, 64))
     for _ in range(3):  # a chain frees the gradient of the call before, which is not taken off
         assert round(host.peak_bytes(ops.make("chain", ops.FUSED, b), b.forget) / (4 * b.elements)) == 2
+
+
+def test_a_layout_is_timed_in_turn_with_contiguous_memory(monkeypatch):
+    times = {"channels_last": [3.0, 4.0, 5.0], "contiguous": [2.0, 2.0, 2.0]}
+    made = {}
+
+    def in_turn(calls, budget):
+        made.update({name: call().stride() for name, call in calls.items()}, budget=budget)
+        return times
+
+    monkeypatch.setattr(clock, "in_turn", in_turn)
+    case = ops.Case("layout", "noising", ops.FUSED, (2, 3, 4, 4), memory_format="channels_last")
+    (record,) = versus.layout(case, quick=False)
+    assert made == {"channels_last": (48, 1, 12, 3), "contiguous": (48, 16, 4, 1), "budget": versus.BUDGET}
+    assert record["seconds"]["median"] == 4.0 and record["contiguous_seconds"]["median"] == 2.0
+    assert record["ratio"] == {"min": 1.5, "q1": 1.75, "median": 2.0, "q3": 2.25, "rounds": 3}
+    versus.layout(case, quick=True)
+    assert made["budget"] == versus.BUDGET / 4
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_layouts_are_compared_at_shapes_of_real_work(quick):
+    names = [job.name for job in suite.jobs(quick) if job.name.startswith("layout/")]
+    shapes = {
+        "noising": ("128x3x32x32", "64x3x256x256"),
+        "chain": ("128x3x32x32", "64x3x256x256"),
+        "reverse": ("16x3x32x32", "64x3x64x64"),
+        "hybrid": ("128x3x32x32", "16x3x256x256"),
+        "kl": ("128x3x32x32", "16x3x256x256"),
+    }
+    kept = [(op, shape) for op, both in shapes.items() for shape in (both[:1] if quick else both)]
+    assert names == [f"layout/{op}/{shape}/float32/channels_last/fastddpm" for op, shape in kept]
 
 
 def test_without_a_compiler_the_rest_is_measured(monkeypatch):
@@ -209,35 +254,6 @@ def test_a_loop_that_takes_too_long_is_left_out(monkeypatch):
         second.run()
 
 
-# ---- the gates ----
-
-
-@pytest.mark.parametrize("provider", [ops.FUSED, "eager", pytest.param("diffusers", marks=needs_diffusers)])
-def test_what_is_timed_is_right(provider):
-    b = inputs.Batch((8, 3, 16, 16))
-    for op in ops.OPS:
-        if plan.has(op, provider):
-            ops.make(op, provider, b)
-
-
-@pytest.mark.parametrize("op", ops.OPS)
-def test_the_gate_sees_a_wrong_result(op):
-    b = inputs.Batch((8, 3, 16, 16))
-    call = ops.providers(op)[ops.FUSED](b)
-    result = call()
-    wrong = tuple(1.01 * part for part in result) if isinstance(result, tuple) else 1.01 * result
-    gates.check(op, result, b, known_noise=True)
-    with pytest.raises(AssertionError):
-        gates.check(op, wrong, b, known_noise=True)
-
-
-@pytest.mark.parametrize("op", ["noise", "noising", "chain", "reverse"])
-def test_the_gate_sees_noise_that_is_not_normal(op, monkeypatch):
-    monkeypatch.setattr(torch, "randn_like", lambda x: torch.rand(x.shape) - 0.5)
-    with pytest.raises(AssertionError, match="the noise"):
-        ops.make(op, "eager", inputs.Batch((8, 3, 16, 16)))
-
-
 def test_a_loops_gate_sees_a_wrong_loss():
     loop = loops.Loop("mlp", 4)
     with pytest.raises(AssertionError, match="half's loss"):
@@ -257,10 +273,15 @@ def test_the_cifar10_network_is_that_of_the_paper():
 
 @pytest.fixture
 def tiny(monkeypatch, tmp_path):
-    """A suite of two ops and one loop, its files elsewhere."""
+    """A suite of two ops, one layout and one loop, its files elsewhere."""
     monkeypatch.setattr(clock, "TURN", 1e-4)
     case = ops.Case("ratio", "noising", "all", (4, 3, 8, 8))
-    jobs = [suite.Job(case.name, lambda: suite.versus.measure(case, quick=True)), suite.Job("loop/none", left_out)]
+    last = ops.Case("layout", "noising", ops.FUSED, (4, 3, 8, 8), memory_format="channels_last")
+    jobs = [
+        suite.Job(case.name, lambda: versus.measure(case, quick=True)),
+        suite.Job(last.name, lambda: versus.layout(last, quick=True)),
+        suite.Job("loop/none", left_out),
+    ]
     monkeypatch.setattr(suite, "jobs", lambda quick: jobs)
     folder = tmp_path / "results"
     monkeypatch.setattr(__main__, "_folder", lambda: folder)
@@ -273,15 +294,15 @@ def left_out():
 
 @built
 def test_a_run_writes_its_file_and_plots(tiny, capfd, monkeypatch):
-    monkeypatch.setattr(suite.versus, "BUDGET", 0.1)
-    assert __main__.main(["--quick", "--only", "kernel/noising/1x4x16x16|call/reverse|ratio|loop"]) == 0
+    monkeypatch.setattr(versus, "BUDGET", 0.1)
+    assert __main__.main(["--quick", "--only", "kernel/noising/1x4x16x16|call/reverse|ratio|layout|loop"]) == 0
     (path,) = tiny.glob("*.json")
     run = json.loads(path.read_text())
     assert path.stem.endswith("-quick-only") and run["schema"] == suite.SCHEMA
     machine = run["machine"]
     assert machine["versions"]["torch"] == torch.__version__ and machine["threads"] == torch.get_num_threads()
     assert machine["instruction_set"] == _extension.module.isa and machine["device"] and "commit" in machine
-    assert {case["level"] for case in run["cases"]} == {"kernel", "call", "ratio"}
+    assert {case["level"] for case in run["cases"]} == {"kernel", "call", "ratio", "layout"}
     for case in run["cases"]:
         assert case["seconds"]["min"] <= case["seconds"]["q1"] <= case["seconds"]["median"] <= case["seconds"]["q3"]
     calls = {case["provider"]: case for case in run["cases"] if case["level"] == "call"}
@@ -289,6 +310,8 @@ def test_a_run_writes_its_file_and_plots(tiny, capfd, monkeypatch):
     assert find_spec("diffusers") is None or calls["diffusers"]["host_reads"] > 0
     sweep = next(case for case in run["cases"] if case["level"] == "kernel" and case["provider"] == "fastddpm")
     assert sweep["bytes"] == 2 * 4 * 1024 and sweep["of_recycled_copy"] > 0
+    in_turn = next(case for case in run["cases"] if case["level"] == "layout")
+    assert in_turn["memory_format"] == "channels_last" and in_turn["ratio"]["rounds"] == in_turn["contiguous_seconds"]["rounds"]
     assert {"what": "loop/none", "why": "not today"} in run["left_out"] and run["failed"] == []
     assert {p.suffix for p in tiny.glob("*ratios*")} == {".png", ".svg"}
     said = capfd.readouterr()
@@ -301,11 +324,11 @@ def test_a_failing_check_leaves_no_figure(tiny, capsys, monkeypatch):
         raise AssertionError("off by a mile")
 
     monkeypatch.setitem(gates.GATES, "noising", wrong)
-    assert __main__.main(["--quick", "--only", "kernel/noising/1x4x16x16|ratio"]) == 1
+    assert __main__.main(["--quick", "--only", "kernel/noising/1x4x16x16|ratio|layout"]) == 1
     (path,) = tiny.glob("*.json")
     run = json.loads(path.read_text())
-    assert run["cases"] == [] and len(run["failed"]) == 3
-    assert capsys.readouterr().out.count("off by a mile") == 3
+    assert run["cases"] == [] and len(run["failed"]) == 4
+    assert capsys.readouterr().out.count("off by a mile") == 4
 
 
 @built

@@ -52,6 +52,16 @@ def test_an_exported_program_keeps_its_schedule(strict, first, tmp_path):
         torch.testing.assert_close(got, expected, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_exported_program_takes_any_batch(strict):
+    batch = torch.export.Dim("batch", max=64)
+    module = Losses(NoiseSchedule.linear(1000))
+    program = torch.export.export(module, inputs(), strict=strict, dynamic_shapes=({0: batch}, {0: batch}, {0: batch}))
+    others = values(5, 2, 4, seed=1), spread(5), noise_key(3, 4, 5)
+    for got, expected in zip(program.module()(*others), module(*others), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=0)
+
+
 def test_equal_schedules_cost_one_compilation_and_another_one_its_own():
     counter = CompileCounterWithBackend("aot_eager")
 

@@ -178,7 +178,7 @@ def test_reverse_step_has_the_references_bits(dtype, shape):
     out, x_t, t = values(*shape, dtype=dtype), values(*shape, dtype=dtype, seed=1), spread(shape[0])
     for prediction_type, clip, kind in itertools.product(PREDICTION_TYPES, CLIPS, (*KINDS, "none")):
         rows = plain.ddpm_rows(SCHEDULE, prediction_type, "fixed_large", clip)
-        noise = None if kind == "none" else noise_of(kind, shape, dtype)[0]
+        noise = kind if kind == "none" else noise_of(kind, shape, dtype)[0]
         with poisoned():
             got = reverse_step(out, x_t, t, rows, noise)
         with on_reference():

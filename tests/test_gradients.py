@@ -305,8 +305,9 @@ def test_a_backward_sees_the_key_as_its_forward_did(loss, dtype):
     torch.testing.assert_close(second, expected, rtol=1e-6 if dtype is torch.float32 else 0, atol=0)
 
 
-def test_a_reverse_steps_backward_sees_the_key_as_its_forward_did():
-    out, x, key = leaf(3, 4, 5), leaf(3, 2, 5, seed=1), noise_key(1, 2, 3, stream="reverse")
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_a_reverse_steps_backward_sees_the_key_as_its_forward_did(dtype):
+    out, x, key = leaf(3, 4, 5, dtype=dtype), leaf(3, 2, 5, seed=1, dtype=dtype), noise_key(1, 2, 3, stream="reverse")
     rows = samplers.ddpm(SCHEDULE, variance_type="learned_range")
     expected = torch.autograd.grad(reverse_step(out, x, 5, rows, key)[0].sum(), (out, x))
     x_prev, _ = reverse_step(out, x, 5, rows, key)

@@ -22,9 +22,12 @@ def imported(module):
     package = module if path.name == "__init__.py" else module[:-1]
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if not isinstance(node, ast.ImportFrom) or node.level == 0:
+        if isinstance(node, ast.Import):
+            found |= {tuple(alias.name.split(".")) for alias in node.names}
+        if not isinstance(node, ast.ImportFrom):
             continue
-        base = package[: len(package) - node.level + 1] + tuple((node.module or "").split(".") if node.module else ())
+        base = package[: len(package) - node.level + 1] if node.level else ()
+        base += tuple(node.module.split(".")) if node.module else ()
         for alias in node.names:
             found.add((*base, alias.name) if (*base, alias.name) in MODULES else base)
     return found & MODULES.keys()

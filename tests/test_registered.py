@@ -282,17 +282,18 @@ def test_the_key_advances_inside_the_graph():
     torch.testing.assert_close(torch.stack(stepped), torch.stack(eager), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("return_x_0", [True, False])
 @pytest.mark.parametrize("t", ["tensor", "int"])
-def test_a_reverse_step_compiles_in_one_graph(t):
+def test_a_reverse_step_compiles_in_one_graph(t, return_x_0):
     rows, counter = samplers.ddpm(SCHEDULE), CompileCounterWithBackend("aot_eager")
     index = spread(3) if t == "tensor" else 7
 
     def step(out, x, key):
-        return reverse_step(out, x, index, rows, key)
+        return reverse_step(out, x, index, rows, key, return_x_0)
 
     for run in (step, torch.compile(step, fullgraph=True, backend=counter)):
         out, x = values(*SHAPE).requires_grad_(), values(*SHAPE, seed=1).requires_grad_()
-        result = run(out, x, key())
+        result = [r for r in run(out, x, key()) if r is not None]
         grads = torch.autograd.grad([r.square().sum() for r in result], (out, x))
         if run is step:
             expected = (*result, *grads)

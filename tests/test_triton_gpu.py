@@ -8,13 +8,14 @@ import torch
 from helpers import LAYOUTS, assert_right, poisoned, same_bits, spread, ulp, values
 
 import fastddpm as fd
-from fastddpm import _triton, ops, reference, samplers
-from fastddpm.noise import noise_key
+from fastddpm import _triton, coefficients, noise_key, ops, reference, samplers
+from fastddpm.reference import philox
+from fastddpm.rows import NoisingRow
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
 SCHEDULE = fd.NoiseSchedule.linear(1000)
-CPU = torch.device("cpu")
+ON_CPU = (torch.device("cpu"), torch.float32)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = ((3, 1), (3, 3), (3, 4), (3, 5), (3, 127), (3, 4097), (0, 5), (3, 0), (3, 4, 5, 6), (64, 3, 64, 64), (2, 3, 2, 9, 5))
 IMAGE = (3, 4, 5, 6)
@@ -44,7 +45,7 @@ def same(name, *inputs):
 
 
 def rows_q():
-    return SCHEDULE.q_sample_rows(CPU, torch.float32)
+    return coefficients.q_sample_rows(SCHEDULE, *ON_CPU)
 
 
 def test_the_kernels_serve_the_gpu():
@@ -59,7 +60,7 @@ def test_the_kernels_serve_the_gpu():
 def test_noise_is_the_cpu_s_bit_for_bit(shape, dtype):
     gpu = fd.randn(key(shape[0]).cuda(), shape, dtype).cpu()
     assert same_bits(gpu, fd.randn(key(shape[0]), shape, dtype))  # the C++ kernels, where they are built
-    assert same_bits(gpu, reference.normals(key(shape[0]), gpu[0].numel()).view(shape).to(dtype))
+    assert same_bits(gpu, philox.normals(key(shape[0]), gpu[0].numel()).view(shape).to(dtype))
 
 
 def test_sixty_four_million_normals_are_the_cpu_s_bit_for_bit():
@@ -92,20 +93,23 @@ def test_ops_at_every_size(shape, kind):
     noise = {"key": key(shape[0]), "tensor": values(*shape, seed=5), "none": None}[kind]
     x, out, t = values(*shape), values(*shape, seed=1), spread(shape[0])
     same("noising", x, noise, t, rows_q())
-    table = samplers.ddpm(SCHEDULE).on(CPU, torch.float32)
+    table = samplers.ddpm(SCHEDULE).on(*ON_CPU)
     same("reverse_step", out, x, noise, t, table, True)
     same("reverse_step_backward", x, out, out, x, None, t, table)
     if noise is not None:
-        mse = SCHEDULE.mse_rows("v_prediction", "min_snr", CPU, torch.float32)
+        mse = coefficients.mse_rows(SCHEDULE, "v_prediction", "min_snr", *ON_CPU)
         for reduction in (ops.NONE, ops.MEAN, ops.SUM):
             upstream = torch.rand(shape[:1] if reduction == ops.NONE else ())
-            same("mse_loss_backward", upstream, out, noise, x, None, t, mse, reduction)
+            same("mse_loss_backward", out, noise, x, None, t, mse, reduction, upstream)
             check_loss(out, noise, x, None, t, mse, reduction)
 
 
 def check_loss(*inputs):
-    (got,), (wanted,) = both("mse_loss", *inputs)
-    exact = reference.mse_loss(*(x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in inputs))
+    """The loss; its gradient to the bit."""
+    (got, grad), (wanted, wanted_grad) = both("mse_loss", *inputs, True)
+    assert same_bits(grad, wanted_grad)
+    double = (x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in inputs)
+    exact, _ = reference.mse_loss(*double, False)
     finite = exact.isfinite()
     assert got.shape == wanted.shape and torch.equal(got.isfinite(), finite)
     allowed = 2 * (wanted - exact).abs() + 2 * ulp(exact, torch.float32)
@@ -116,13 +120,13 @@ def check_loss(*inputs):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_ops_in_every_layout_and_dtype(layout, dtype):
     x, out = LAYOUTS[layout](values(*IMAGE, dtype=dtype)), LAYOUTS[layout](values(*IMAGE, dtype=dtype, seed=1))
-    t, table = spread(3), samplers.ddpm(SCHEDULE).on(CPU, torch.float32)
+    t, table = spread(3), samplers.ddpm(SCHEDULE).on(*ON_CPU)
     with poisoned():
         same("noising", x, key(3), t, rows_q())
         same("reverse_step", out, x, key(3), t, table, True)
         same("reverse_step_backward", x, None, out, x, None, t, table)
-        mse = SCHEDULE.mse_rows("epsilon", None, CPU, torch.float32)
-        same("mse_loss_backward", torch.tensor(3.0), out, key(3), None, None, t, mse, ops.MEAN)
+        mse = coefficients.mse_rows(SCHEDULE, "epsilon", None, *ON_CPU)
+        same("mse_loss_backward", out, key(3), None, None, t, mse, ops.MEAN, torch.tensor(3.0))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -149,7 +153,7 @@ def bound_inputs(form, shape, dtype=torch.float32, layout="contiguous", tanh=Fal
     place = LAYOUTS[layout] if len(shape) == 4 else torch.clone
     out = values(shape[0], shape[1] * (1 + ("learned" in FORMS[form][1])), *shape[2:], dtype=dtype, seed=1)
     x_0 = place(values(*shape, dtype=dtype).clamp(-1, 1))
-    rows = SCHEDULE.vlb_rows(*FORMS[form], True, "posterior", None, CPU, torch.float32)
+    rows = coefficients.vlb_rows(SCHEDULE, *FORMS[form], True, "posterior", None, *ON_CPU)
     return place(out), x_0, None, key(shape[0]), spread(shape[0]), rows, tanh
 
 
@@ -172,10 +176,10 @@ def test_the_bound_at_every_size(shape, form, tanh):
     inputs = bound_inputs(form, shape, tanh=tanh)
     for reduction in (ops.NONE, ops.MEAN, ops.SUM):
         upstream = torch.rand(shape[:1] if reduction == ops.NONE else ())
-        close("vlb_loss", *inputs, reduction)
-        close("vlb_loss_backward", upstream, *inputs, reduction)
-        close("hybrid_loss", *inputs, 0.3, reduction)
-        close("hybrid_loss_backward", upstream, None, upstream, *inputs, 0.3, reduction)
+        close("vlb_loss", *inputs, reduction, True)
+        close("vlb_loss_backward", *inputs, reduction, upstream)
+        close("hybrid_loss", *inputs, 0.3, reduction, True)
+        close("hybrid_loss_backward", *inputs, 0.3, reduction, upstream, None, upstream)
     close("vlb_terms", *inputs, noise_key(SEED, STEP + 1, shape[0]), torch.full(shape[:1], 7))
 
 
@@ -185,9 +189,9 @@ def test_the_bound_at_every_size(shape, form, tanh):
 def test_the_bound_in_every_layout_and_dtype(layout, dtype, form):
     inputs = bound_inputs(form, IMAGE, dtype, layout)
     with poisoned():
-        close("hybrid_loss", *inputs, 0.3, ops.NONE)
-        close("hybrid_loss_backward", torch.tensor(3.0), None, None, *inputs, 0.3, ops.MEAN)
-        close("vlb_loss_backward", torch.tensor(3.0), *inputs, ops.MEAN)
+        close("hybrid_loss", *inputs, 0.3, ops.NONE, True)
+        close("hybrid_loss_backward", *inputs, 0.3, ops.MEAN, torch.tensor(3.0), None, None)
+        close("vlb_loss_backward", *inputs, ops.MEAN, torch.tensor(3.0))
         close("vlb_terms", *inputs, key(3), torch.full((3,), 7))
 
 
@@ -196,11 +200,11 @@ def test_the_bound_in_every_layout_and_dtype(layout, dtype, form):
 def test_a_bound_with_variance_channels_in_channels_last(channels, given):
     out, x_0, _, noise, t, rows, tanh = bound_inputs("epsilon, range", (3, channels, 9, 7), layout="channels_last")
     if given:
-        inputs = (out, x_0, reference.noising(x_0, noise, t, rows[:, :2]), None, t, rows, tanh)
+        inputs = (out, x_0, reference.noising(x_0, noise, t, rows[:, : len(NoisingRow._fields)]), None, t, rows, tanh)
     else:
         inputs = (out, x_0, None, noise, t, rows, tanh)
-    close("vlb_loss", *inputs, ops.NONE)
-    close("vlb_loss_backward", torch.rand(3), *inputs, ops.NONE)
+    close("vlb_loss", *inputs, ops.NONE, True)
+    close("vlb_loss_backward", *inputs, ops.NONE, torch.rand(3))
 
 
 @pytest.mark.parametrize("kind", ["key", "tensor", "none"])
@@ -208,7 +212,7 @@ def test_a_bound_with_variance_channels_in_channels_last(channels, given):
 def test_a_reverse_step_with_a_learned_variance(kind, layout):
     out, x = LAYOUTS[layout](values(3, 8, 5, 6)), LAYOUTS[layout](values(*IMAGE, seed=1))
     noise = {"key": key(3), "tensor": values(*IMAGE, seed=5), "none": None}[kind]
-    table = samplers.ddpm(SCHEDULE, variance_type="learned_range").on(CPU, torch.float32)
+    table = samplers.ddpm(SCHEDULE, variance_type="learned_range").on(*ON_CPU)
     close("reverse_step", out, x, noise, spread(3), table, True)
     close("reverse_step_backward", x, None, out, x, noise, spread(3), table)
 
@@ -217,11 +221,11 @@ def test_a_reverse_step_with_a_learned_variance(kind, layout):
 @pytest.mark.parametrize("tanh", [False, True], ids=["exact", "tanh"])
 def test_the_first_step_s_likelihood_is_finite_at_any_variance(log_variance, tanh):
     _, x_0, _, noise, _, _, _ = bound_inputs("previous, learned", (4, 3, 32, 32))
-    rows = SCHEDULE.vlb_rows("previous", "learned", True, "posterior", None, CPU, torch.float32)
+    rows = coefficients.vlb_rows(SCHEDULE, "previous", "learned", True, "posterior", None, *ON_CPU)
     out = torch.cat((values(4, 3, 32, 32, seed=3), torch.full((4, 3, 32, 32), log_variance)), 1)
     inputs = [on_gpu(x) for x in (out, x_0, None, noise, torch.zeros(4, dtype=torch.int64), rows, tanh)]
-    assert ops.vlb_loss(*inputs, ops.NONE).isfinite().all()
-    assert ops.vlb_loss_backward(torch.ones(4, device="cuda"), *inputs, ops.NONE).isfinite().all()
+    loss, grad = ops.vlb_loss(*inputs, ops.NONE, True)
+    assert loss.isfinite().all() and grad.isfinite().all()
 
 
 # ---- what only a device shows ----
@@ -313,11 +317,25 @@ def test_a_compiled_training_step_gives_the_same_noise():
 
 
 def test_a_loss_has_the_same_bits_in_any_batch():
-    out, t, rows = values(6, 50_000).cuda(), spread(6).cuda(), SCHEDULE.mse_rows("epsilon", None, CPU, torch.float32).cuda()
-    made = key(6).cuda()
-    whole = ops.mse_loss(out, made, None, None, t, rows, ops.NONE)
-    parts = [ops.mse_loss(out[i:j], made[i:j], None, None, t[i:j], rows, ops.NONE) for i, j in ((0, 1), (1, 6))]
-    assert torch.equal(whole, torch.cat(parts))
+    """Of so many samples that their cut would be coarser than one's, did it depend on them (2^20 elements)."""
+    x_0, out, t, made = values(32, 50_000).cuda(), values(32, 50_000, seed=1).cuda(), spread(32).cuda(), key(32).cuda()
+    mse = coefficients.mse_rows(SCHEDULE, "epsilon", None, *ON_CPU).cuda()
+    vlb = coefficients.vlb_rows(SCHEDULE, *FORMS["v, large"], True, "posterior", None, *ON_CPU).cuda()
+
+    def of(first, end):
+        o, x, z, i = (data[first:end] for data in (out, x_0, made, t))
+        loss, _ = ops.mse_loss(o, z, None, None, i, mse, ops.NONE, False)
+        return torch.stack((loss, *ops.hybrid_loss(o, x, None, z, i, vlb, False, 0.3, ops.NONE, False)[:3]))
+
+    assert torch.equal(of(0, 32), torch.cat((of(0, 1), of(1, 32)), 1))
+
+
+def test_a_nan_passes_the_clamp_of_a_reverse_step():
+    x = values(2, 1000)
+    x[1, 7] = torch.nan
+    rows = samplers.ddpm(SCHEDULE).on(*ON_CPU)
+    _, x_0 = ops.reverse_step(*map(on_gpu, (values(2, 1000, seed=1), x, key(2), spread(2), rows)), True)
+    assert torch.equal(x_0.isnan().cpu(), x.isnan())
 
 
 def test_the_second_gpu_is_made_current_for_a_launch():
@@ -354,15 +372,15 @@ def test_past_two_to_the_31_elements(form):
             place = tuple(p.cuda() for p in place)
             assert same_bits(z[sample][place].cpu(), wanted.bfloat16()), (sample, start)
             a, s = rows_q()[500]
-            assert same_bits(x_t[sample][place].cpu(), reference.fma(a, torch.ones(64), s * wanted).bfloat16()), (sample, start)
+            assert same_bits(x_t[sample][place].cpu(), philox.fma(a, torch.ones(64), s * wanted).bfloat16()), (sample, start)
     loss = fd.mse_loss(z, t, SCHEDULE, made)
     assert 0 < loss < 1e-4  # the rounding of z to bfloat16
 
 
 def normals_at(row, elements):
     """float32: the normals of some elements of one sample, by the reference's words."""
-    w = reference.philox(elements // 4, row[:1], row[1:])
-    (c01, s01), (c23, s23) = reference.cos_sin(w[1]), reference.cos_sin(w[3])
-    r01, r23 = reference.radius(w[0]), reference.radius(w[2])
+    w = philox.philox(elements // 4, row[:1], row[1:])
+    (c01, s01), (c23, s23) = philox.cos_sin(w[1]), philox.cos_sin(w[3])
+    r01, r23 = philox.radius(w[0]), philox.radius(w[2])
     z = torch.stack((r01 * c01, r01 * s01, r23 * c23, r23 * s23), 1)
     return z.gather(1, (elements % 4)[:, None])[:, 0]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import same_bits, spread, values
 
-from fastddpm import NoiseSchedule, _triton, noise_key, reference
+from fastddpm import NoiseSchedule, _triton, coefficients, noise_key, reference
 
 _triton.load()
 
@@ -34,7 +34,7 @@ def test_a_missing_triton_is_the_reason(monkeypatch):
 
 def test_the_reference_announces_itself_once_for_each_device(monkeypatch):
     monkeypatch.setattr(_triton, "_announcements", set())
-    rows = NoiseSchedule.linear(10).q_sample_rows(torch.device("cpu"), torch.float32)
+    rows = coefficients.q_sample_rows(NoiseSchedule.linear(10), torch.device("cpu"), torch.float32)
     inputs = (values(2, 5), noise_key(1, batch_size=2), spread(2, 10), rows)
     with pytest.warns(RuntimeWarning, match="eager reference on cpu: for a test"):
         first = _triton._announced("noising", "for a test")(*inputs)

@@ -1,10 +1,11 @@
 """Compiles every Triton kernel and variant for GPUs that are not there, and reports what came out, as JSON on stdout.
 
-Run by test_triton_aot.py in a process of its own (the interpreted lane must not share it). `--write-budget` renews
-triton_budget.json: instructions an element (those of a thread, over its elements) of each variant on each target. Compiling and
-counting is benchmarks/static.py's; here are the variants beyond its main ones.
+`python tests/triton_aot_lane.py [TARGET..]`, run by test_triton_aot.py in a process of its own (the interpreted lane must not
+share it). `--write-budget` renews triton_budget.json for every target: instructions an element (those of a thread, over its
+elements) of each variant. Compiling and counting is benchmarks/static.py's; here are the variants beyond its main ones.
 """
 
+import argparse
 import json
 import os
 import sys
@@ -95,15 +96,24 @@ def _report(job: tuple[str, str]) -> dict[str, Any]:
     return report(_variants()[name], target)
 
 
-def main() -> None:
-    jobs = [(target, name) for name in _variants() for target in TARGETS]
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+def _reports(targets: list[str]) -> dict[str, dict[str, Any]]:
+    jobs = [(target, name) for name in _variants() for target in targets]
+    workers = len(os.sched_getaffinity(0)) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    with ProcessPoolExecutor(max(1, workers)) as pool:
         done = dict(zip(jobs, pool.map(_report, jobs, chunksize=4), strict=True))
-    reports = {target: {name: done[target, name] for name in _variants()} for target in TARGETS}
-    if "--write-budget" in sys.argv:
-        counts = {t: {name: r["per_element"] for name, r in rows.items()} for t, rows in reports.items()}
+    return {target: {name: done[target, name] for name in _variants()} for target in targets}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("targets", nargs="*", help=f"of {', '.join(TARGETS)}; all where none is named")
+    parser.add_argument("--write-budget", action="store_true")
+    chosen = parser.parse_args()
+    if chosen.write_budget:
+        counts = {t: {name: r["per_element"] for name, r in rows.items()} for t, rows in _reports(list(TARGETS)).items()}
         BUDGET.write_text(json.dumps({"triton": triton.__version__, **counts}, indent=1) + "\n")
-    print(json.dumps(reports))
+    else:
+        print(json.dumps(_reports(chosen.targets or list(TARGETS))))
 
 
 if __name__ == "__main__":

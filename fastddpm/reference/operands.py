@@ -19,8 +19,8 @@ def transformed(*tensors: Tensor | None) -> bool:
 
 
 def _batched(x: Tensor | None) -> bool:
-    """Under torch.autograd.grad's is_grads_batched."""
-    return x is not None and torch._C._functorch.is_legacy_batchedtensor(x)
+    """Under torch.autograd.grad's is_grads_batched, which no compiler looks into."""
+    return x is not None and not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(x)
 
 
 def elements(x: Tensor) -> int:

@@ -40,6 +40,13 @@ def _bound(model_output, x_0, x_t, t, rows, tanh_cdf) -> tuple[Tensor, Tensor, T
     return value, by_out, None if v is None else k.v_1 * by_delta, missed
 
 
+def _mean_detached(model_output: Tensor, x_0: Tensor) -> Tensor:
+    """The hybrid's output for the bound, from which its mean does not learn."""
+    if model_output.shape == x_0.shape:
+        return model_output.detach()
+    return torch.cat((model_output[:, : x_0.shape[1]].detach(), model_output[:, x_0.shape[1] :]), 1)
+
+
 def _sum(start: Tensor, *products: tuple[Tensor, Tensor]) -> Tensor:
     """start + a b + .., close numbers among them: float32's in float64, rounded once (the kernels chain fmas in this order)."""
     wide = torch.float32 if start.device.type == "mps" else torch.float64
@@ -80,9 +87,8 @@ def hybrid_loss(
     """loss = mse + vlb_weight vlb, and where wanted the gradient of loss. The mean channels get the gradient of the mse alone,
     the variance channels the vlb's."""
     x = _x_t(x_0, x_t, noise, t, rows)
-    out, v = halves(model_output, x_0, rows.dtype)
-    detached = out.detach() if v is None else torch.cat((out.detach(), v), 1)
-    value, *_ = _bound(detached, x_0, x, t, rows, tanh_cdf)
+    out, _ = halves(model_output, x_0, rows.dtype)
+    value, *_ = _bound(_mean_detached(model_output, x_0), x_0, x, t, rows, tanh_cdf)
     mse, _ = mse_loss(out, noise, x_0, x, t, rows[:, _MSE:], reduction, False)
     vlb = reduced(_bits(value), reduction)
     loss, grad = mse + vlb_weight * vlb, model_output.new_empty(0)
@@ -102,7 +108,7 @@ def hybrid_loss_backward(
     to_vlb = vlb_weight * both if grad_vlb is None else vlb_weight * both + grad_vlb
     out, _ = halves(model_output, x_0, rows.dtype)
     grad = mse_loss_backward(out, noise, x_0, x, t, rows[:, _MSE:], reduction, to_mse)
-    _, _, by_v, _ = _bound(model_output, x_0, x, t, rows, tanh_cdf)
+    _, _, by_v, _ = _bound(_mean_detached(model_output, x_0), x_0, x, t, rows, tanh_cdf)
     if by_v is not None:
         grad = torch.cat((grad, _scale(to_vlb, x_0, rows.dtype, reduction) * by_v), 1)
     return like(grad, model_output)

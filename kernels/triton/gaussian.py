@@ -1,6 +1,6 @@
 # ruff: noqa: N803 (constexpr arguments are written in capitals)
-"""The densities of the variational bound, element by element, with their derivatives (specification: fastddpm/gaussian.py;
-twin: kernels/cpu/gaussian.h).
+"""The densities of the variational bound, element by element, with their derivatives (specification:
+fastddpm/reference/gaussian.py; twin: kernels/cpu/gaussian.h).
 
 Everything is made of add, mul, fma, a few divisions and a square root: the exponential, the logarithm and Mills' ratio are
 polynomials, so the error is the same on every GPU and in the interpreter. They are minimax fits in relative error (Remez

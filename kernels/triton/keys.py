@@ -1,5 +1,5 @@
 # ruff: noqa: N803 (constexpr arguments are written in capitals)
-"""The ops on keys, and the noise alone (twins: kernels/cpu/library.cpp).
+"""The ops on keys, and the noise alone (twin: kernels/cpu/keys.h).
 
     key[b] = (seed, subsequence + b);  advance: step += steps modulo 2^28, the step being bits 32..59 of the subsequence
     t[b] = mulhi(w[0], T) of block 0 of sample b's key in stream 3;  randn: z[b, e], cast
@@ -13,12 +13,12 @@ from torch import Tensor
 import triton
 import triton.language as tl
 
-from .. import reference
+from ..reference.keys import STEP_MASK, TIMESTEP_STREAM
 from .philox import words
-from .tile import FLAGS, device_of, elements_of, memory_format, plan, tile, tile_normals, write
+from .tile import elements_of, launch, memory_format, plan, tile, tile_normals, write
 
-_STEP_MASK = tl.constexpr(reference._STEP_MASK)
-_TIMESTEP_STREAM = tl.constexpr(reference._TIMESTEP_STREAM << 28)
+_STEP_MASK = tl.constexpr(STEP_MASK)
+_TIMESTEP_STREAM = tl.constexpr(TIMESTEP_STREAM << 28)
 _BLOCK = 128  # samples a program
 
 
@@ -64,7 +64,7 @@ def fill_key_(key: Tensor, seed: int, subsequence: int) -> None:
 
 
 def advance_(key: Tensor, steps: int) -> None:
-    _in_place(advance_kernel, key, steps & reference._STEP_MASK)
+    _in_place(advance_kernel, key, steps & STEP_MASK)
 
 
 def timesteps(key: Tensor, num_timesteps: int) -> Tensor:
@@ -82,8 +82,8 @@ def _in_place(kernel, key: Tensor, *arguments) -> None:
 
 def _over_samples(kernel, batch: int, first: Tensor, *arguments) -> None:
     if batch:
-        with device_of(first):
-            kernel[(triton.cdiv(batch, _BLOCK),)](first, *arguments, batch, BLOCK=_BLOCK, num_warps=_BLOCK // 32)
+        grid = (triton.cdiv(batch, _BLOCK),)
+        launch(first, kernel, grid, first, *arguments, batch, BLOCK=_BLOCK, num_warps=_BLOCK // 32)
 
 
 def randn_(out: Tensor, key: Tensor) -> None:
@@ -92,7 +92,7 @@ def randn_(out: Tensor, key: Tensor) -> None:
     layout, channels = memory_format(out, out.shape[1] if out.dim() > 3 else 0)
     target = out if out.is_contiguous(memory_format=layout) else torch.empty_like(out, memory_format=layout)
     grid, block, warps = plan(out.shape[0], elements_of(out), channels)
-    with device_of(out):
-        randn_kernel[grid](target, key.contiguous(), elements_of(out), CHANNELS=channels, BLOCK=block, num_warps=warps, **FLAGS)
+    arguments = (target, key.contiguous(), elements_of(out))
+    launch(out, randn_kernel, grid, *arguments, CHANNELS=channels, BLOCK=block, num_warps=warps)
     if target is not out:
         out.copy_(target)

@@ -15,9 +15,9 @@ from torch import Tensor
 import triton
 import triton.language as tl
 
-from .. import reference
-from .reduce import MEAN, finish
-from .tile import column, like, per_sample, read, result, row_of, tile, tile_noise, tiles_of, write
+from .columns import MSE, MSE_P, MSE_Q, MSE_R, MSE_W
+from .reduce import count_of, finish
+from .tile import column, like, per_sample, read, result, row_of, served, tile, tile_noise, tiles_of, write
 
 
 @triton.jit
@@ -25,11 +25,11 @@ def _difference(out_ptr, noise_ptr, x_0_ptr, x_t_ptr, row, elements, place, CHAN
     """out - target; 0 - target beyond the sample's end."""
     target = tl.zeros((BLOCK,), tl.float32)
     if noise_ptr is not None:
-        target = column(row, 0) * tile_noise(noise_ptr, elements, place, CHANNELS, BLOCK)
+        target = column(row, MSE_P) * tile_noise(noise_ptr, elements, place, CHANNELS, BLOCK)
     if x_0_ptr is not None:
-        target = tl.fma(column(row, 1), read(x_0_ptr, place), target)
+        target = tl.fma(column(row, MSE_Q), read(x_0_ptr, place), target)
     if x_t_ptr is not None:
-        target = tl.fma(column(row, 2), read(x_t_ptr, place), target)
+        target = tl.fma(column(row, MSE_R), read(x_t_ptr, place), target)
     return read(out_ptr, place) - target
 
 
@@ -40,10 +40,10 @@ def mse_kernel(
 ):  # fmt: skip
     """This program's share of its sample's loss, w / D sum d^2 over the tile."""
     sample, place = tile(elements, CHANNELS, BLOCK)
-    _, row = row_of(sample, t_ptr, rows_ptr, num_rows, T_STRIDE, 4)
+    _, row = row_of(sample, t_ptr, rows_ptr, num_rows, T_STRIDE, MSE)
     d = _difference(out_ptr, noise_ptr, x_0_ptr, x_t_ptr, row, elements, place, CHANNELS, BLOCK)
     total = tl.sum(tl.where(place[2], d * d, 0.0))
-    tl.store(loss_ptr + tl.program_id(0), column(row, 3) * tl.div_rn(total, elements * 1.0))
+    tl.store(loss_ptr + tl.program_id(0), column(row, MSE_W) * tl.div_rn(total, elements * 1.0))
 
 
 @triton.jit(do_not_specialize=["num_rows", "count"])
@@ -52,29 +52,29 @@ def mse_backward_kernel(
     UPSTREAM_STRIDE: tl.constexpr, T_STRIDE: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     sample, place = tile(elements, CHANNELS, BLOCK)
-    _, row = row_of(sample, t_ptr, rows_ptr, num_rows, T_STRIDE, 4)
+    _, row = row_of(sample, t_ptr, rows_ptr, num_rows, T_STRIDE, MSE)
     upstream = tl.load(upstream_ptr + sample * UPSTREAM_STRIDE).to(tl.float32)
-    scale = tl.div_rn(2.0 * column(row, 3), count)
+    scale = tl.div_rn(2.0 * column(row, MSE_W), count)
     d = _difference(out_ptr, noise_ptr, x_0_ptr, x_t_ptr, row, elements, place, CHANNELS, BLOCK)
     write(grad_ptr, place, scale * d * upstream)
 
 
-def mse_loss(model_output, noise, x_0, x_t, t, rows, reduction) -> Tensor:
-    if rows.dtype != torch.float32 or model_output.numel() == 0:
-        return reference.mse_loss(model_output, noise, x_0, x_t, t, rows, reduction)
+@served
+def mse_loss(model_output, noise, x_0, x_t, t, rows, reduction, with_grad) -> tuple[Tensor, Tensor]:
     tiles = tiles_of(model_output, noise, any_batch=True)
     shares = rows.new_empty(tiles.programs)
     tiles.launch(mse_kernel, (shares,), (model_output, noise, x_0, x_t), t, rows)
-    return finish(shares, model_output.shape[0], reduction)
+    loss = finish(shares, model_output.shape[0], reduction)
+    if not with_grad:
+        return loss, model_output.new_empty(0)
+    return loss, mse_loss_backward(model_output, noise, x_0, x_t, t, rows, reduction, torch.ones_like(loss))
 
 
-def mse_loss_backward(grad_loss, model_output, noise, x_0, x_t, t, rows, reduction) -> Tensor:
-    if rows.dtype != torch.float32 or model_output.numel() == 0:
-        return reference.mse_loss_backward(grad_loss, model_output, noise, x_0, x_t, t, rows, reduction)
+@served
+def mse_loss_backward(model_output, noise, x_0, x_t, t, rows, reduction, grad_loss) -> Tensor:
     tiles = tiles_of(model_output, noise)
     grad = result(model_output, tiles.layout)
     upstream, stride = per_sample(grad_loss)
-    count = float(tiles.elements * (model_output.shape[0] if reduction == MEAN else 1))
-    data = (model_output, noise, x_0, x_t)
-    tiles.launch(mse_backward_kernel, (grad,), data, t, rows, upstream, count, UPSTREAM_STRIDE=stride)
+    data, others = (model_output, noise, x_0, x_t), (upstream, count_of(model_output, reduction))
+    tiles.launch(mse_backward_kernel, (grad,), data, t, rows, *others, UPSTREAM_STRIDE=stride)
     return like(grad, model_output, tiles.layout)

@@ -6,14 +6,13 @@
 Moves: read x, write out (and read z where it is a tensor).
 """
 
-import torch
 from torch import Tensor
 
 import triton
 import triton.language as tl
 
-from .. import reference
-from .tile import column, like, read, result, row_of, tile, tile_noise, tiles_of, write
+from .columns import NOISING, NOISING_A, NOISING_S
+from .tile import column, like, read, result, row_of, served, tile, tile_noise, tiles_of, write
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -22,8 +21,8 @@ def noising_kernel(
     T_STRIDE: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     sample, place = tile(elements, CHANNELS, BLOCK)
-    _, row = row_of(sample, t_ptr, rows_ptr, num_rows, T_STRIDE, 2)
-    a, s = column(row, 0), column(row, 1)
+    _, row = row_of(sample, t_ptr, rows_ptr, num_rows, T_STRIDE, NOISING)
+    a, s = column(row, NOISING_A), column(row, NOISING_S)
     x = read(x_ptr, place)
     out = a * x
     if noise_ptr is not None:
@@ -31,9 +30,8 @@ def noising_kernel(
     write(out_ptr, place, out)
 
 
+@served
 def noising(x: Tensor, noise: Tensor | None, t: Tensor, rows: Tensor) -> Tensor:
-    if rows.dtype != torch.float32 or x.numel() == 0:
-        return reference.noising(x, noise, t, rows)
     tiles = tiles_of(x, noise)
     out = result(x, tiles.layout)
     tiles.launch(noising_kernel, (out,), (x, noise), t, rows)

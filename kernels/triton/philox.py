@@ -4,20 +4,20 @@
     u(w) = fma(float32(w), 2^-32, 2^-33);  r(w) = sqrt(-2 ln u(w));  phi(w) = 2 pi w / 2^32
     z[4 block + 0, 1] = r(w0) cos phi(w1), r(w0) sin phi(w1);  z[4 block + 2, 3] = r(w2) cos phi(w3), r(w2) sin phi(w3)
 
-The operations and their order are those of `fastddpm.reference`, whose coefficients these are: add, mul, explicit fma and
-sqrt, each rounded once, so the bits are the same on every backend. Launches pass `enable_fp_fusion=False` to keep it so.
+The operations and their order are those of fastddpm/reference/philox.py, whose coefficients these are: add, mul, explicit fma
+and sqrt, each rounded once, so the bits are the same on every backend. Launches pass `enable_fp_fusion=False` to keep it so.
 """
 
 import triton
 import triton.language as tl
 
-from .. import reference
+from ..reference import philox
 
-_L0, _L1, _L2, _L3, _L4, _L5, _L6 = map(tl.constexpr, reference._LOG)
-_C0, _C1, _C2 = map(tl.constexpr, reference._COS)
-_S0, _S1, _S2, _S3 = map(tl.constexpr, reference._SIN)
-_MINUS_2_LN_2 = tl.constexpr(reference._MINUS_2_LN_2)
-_SQRT_HALF_BITS = tl.constexpr(reference._SQRT_HALF_BITS)
+_L0, _L1, _L2, _L3, _L4, _L5, _L6 = map(tl.constexpr, philox.LOG)
+_C0, _C1, _C2 = map(tl.constexpr, philox.COS)
+_S0, _S1, _S2, _S3 = map(tl.constexpr, philox.SIN)
+_MINUS_2_LN_2 = tl.constexpr(philox.MINUS_2_LN_2)
+_SQRT_HALF_BITS = tl.constexpr(philox.SQRT_HALF_BITS)
 _TWO_M31, _TWO_M32, _TWO_M33 = (tl.constexpr(2.0**-n) for n in (31, 32, 33))
 
 

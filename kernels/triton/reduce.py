@@ -6,7 +6,7 @@ from torch import Tensor
 import triton
 import triton.language as tl
 
-from .tile import device_of
+from .tile import elements_of, launch
 
 NONE, MEAN, SUM = 0, 1, 2
 _PLANS = ((1 << 12, 8192, 8), (1 << 7, 1024, 4), (0, 128, 1))  # from how many shares on: a program's tile, its warps
@@ -46,6 +46,11 @@ def losses_of(batch: int, reduction: int) -> int:
     return batch if reduction == NONE else 1
 
 
+def count_of(x: Tensor, reduction: int) -> float:
+    """What a sample's sum of gradients is divided by."""
+    return float(elements_of(x) * (x.shape[0] if reduction == MEAN else 1))
+
+
 def shaped(loss: Tensor, reduction: int) -> Tensor:
     return loss if reduction == NONE else loss.view(())
 
@@ -60,18 +65,16 @@ def finish(shares: Tensor, batch: int, reduction: int) -> Tensor:
     return shaped(loss, reduction)
 
 
-def finish_hybrid(
-    mse_shares: Tensor, vlb_shares: Tensor, batch: int, reduction: int, vlb_weight: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def finish_hybrid(mse_shares: Tensor, vlb_shares: Tensor, batch: int, reduction: int, vlb_weight: float) -> tuple[Tensor, ...]:
+    """loss, mse and vlb, not yet shaped."""
     losses = losses_of(batch, reduction)
-    loss, mse, vlb = (mse_shares.new_empty(losses) for _ in range(3))
-    tensors = (loss, mse, vlb, mse_shares, vlb_shares)
+    made = tuple(mse_shares.new_empty(losses) for _ in range(3))
+    tensors = (*made, mse_shares, vlb_shares)
     _launch(finish_hybrid_kernel, losses, len(mse_shares), tensors, batch if reduction == MEAN else 1, vlb_weight)
-    return shaped(loss, reduction), shaped(mse, reduction), shaped(vlb, reduction)
+    return made
 
 
 def _launch(kernel, losses: int, shares: int, tensors: tuple[Tensor, ...], *scalars: float) -> None:
     count = shares // losses
     size, warps = next((size, warps) for least, size, warps in _PLANS if count >= least)
-    with device_of(tensors[0]):
-        kernel[(losses,)](*tensors, count, *scalars, TILE=size, num_warps=warps)
+    launch(tensors[0], kernel, (losses,), *tensors, count, *scalars, TILE=size, num_warps=warps)

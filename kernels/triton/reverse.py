@@ -11,15 +11,14 @@ Moves: read x, out, write x_prev (and x_0_hat where it is asked for; read z wher
 backward: read g (h), x, out, write grad_out, grad_x. The backward makes the noise again where the variance is learned.
 """
 
-import torch
 from torch import Tensor
 
 import triton
 import triton.language as tl
 
-from .. import reference
+from .columns import STEP, STEP_BOUND, STEP_K_0, STEP_K_O, STEP_K_V, STEP_K_X, STEP_P_O, STEP_P_X, STEP_SIGMA
 from .gaussian import exponential
-from .tile import column, halves, is_learned, like, read, result, row_of, tile, tile_noise, tiles_of, write
+from .tile import column, halves, is_learned, like, read, result, row_of, served, tile, tile_noise, tiles_of, write
 
 _PER_THREAD = {False: 32, True: 16}
 """Elements a thread at most, without and with variance channels."""
@@ -28,7 +27,7 @@ _PER_THREAD = {False: 32, True: 16}
 @triton.jit
 def _growth(out_ptr, variance, row):
     """e^(k_v v)."""
-    e, _, _ = exponential(column(row, 7) * read(out_ptr, variance))
+    e, _, _ = exponential(column(row, STEP_K_V) * read(out_ptr, variance))
     return e
 
 
@@ -39,10 +38,11 @@ def reverse_kernel(
 ):  # fmt: skip
     sample, place = tile(elements, CHANNELS, BLOCK)
     mean, variance = halves(sample, place, elements, LEARNED, CHANNELS)
-    _, row = row_of(sample, t_ptr, rows_ptr, num_rows, T_STRIDE, 8)
-    bound, sigma, k_x, k_0, k_o = column(row, 2), column(row, 6), column(row, 3), column(row, 4), column(row, 5)
+    _, row = row_of(sample, t_ptr, rows_ptr, num_rows, T_STRIDE, STEP)
+    bound, sigma = column(row, STEP_BOUND), column(row, STEP_SIGMA)
+    k_x, k_0, k_o = column(row, STEP_K_X), column(row, STEP_K_0), column(row, STEP_K_O)
     x, out = read(x_ptr, place), read(out_ptr, mean)
-    x_0 = tl.fma(column(row, 1), out, column(row, 0) * x)
+    x_0 = tl.fma(column(row, STEP_P_O), out, column(row, STEP_P_X) * x)
     x_0 = tl.maximum(x_0, -bound, propagate_nan=tl.PropagateNan.ALL)
     x_0 = tl.minimum(x_0, bound, propagate_nan=tl.PropagateNan.ALL)
     if x_0_ptr is not None:
@@ -62,9 +62,9 @@ def reverse_backward_kernel(
 ):  # fmt: skip
     sample, place = tile(elements, CHANNELS, BLOCK)
     mean, variance = halves(sample, place, elements, LEARNED, CHANNELS)
-    _, row = row_of(sample, t_ptr, rows_ptr, num_rows, T_STRIDE, 8)
-    p_x, p_o, bound = column(row, 0), column(row, 1), column(row, 2)
-    k_x, k_0, k_o = column(row, 3), column(row, 4), column(row, 5)
+    _, row = row_of(sample, t_ptr, rows_ptr, num_rows, T_STRIDE, STEP)
+    p_x, p_o, bound = column(row, STEP_P_X), column(row, STEP_P_O), column(row, STEP_BOUND)
+    k_x, k_0, k_o = column(row, STEP_K_X), column(row, STEP_K_0), column(row, STEP_K_O)
     x, out = read(x_ptr, place), read(out_ptr, mean)
     g = tl.zeros((BLOCK,), tl.float32)
     if grad_x_prev_ptr is not None:
@@ -77,8 +77,8 @@ def reverse_backward_kernel(
     if LEARNED:
         grad_v = tl.zeros((BLOCK,), tl.float32)
         if noise_ptr is not None:
-            sigma = column(row, 6)
-            by_v = column(row, 7) * (sigma * _growth(out_ptr, variance, row))
+            sigma = column(row, STEP_SIGMA)
+            by_v = column(row, STEP_K_V) * (sigma * _growth(out_ptr, variance, row))
             by_v = by_v * tile_noise(noise_ptr, elements, place, CHANNELS, BLOCK)
             grad_v = tl.where(sigma != 0, g * by_v, 0.0)
         write(grad_out_ptr, variance, grad_v)
@@ -86,9 +86,8 @@ def reverse_backward_kernel(
     write(grad_x_ptr, place, grad_x)
 
 
+@served
 def reverse_step(model_output, x_t, noise, index, rows, return_x_0) -> tuple[Tensor, Tensor]:
-    if rows.dtype != torch.float32 or x_t.numel() == 0:
-        return reference.reverse_step(model_output, x_t, noise, index, rows, return_x_0)
     learned = is_learned(model_output, x_t)
     tiles = tiles_of(x_t, noise, learned=learned, most=_PER_THREAD[learned])
     written = result(x_t, tiles.layout), result(x_t, tiles.layout) if return_x_0 else None
@@ -97,9 +96,8 @@ def reverse_step(model_output, x_t, noise, index, rows, return_x_0) -> tuple[Ten
     return x_prev, x_0
 
 
+@served
 def reverse_step_backward(grad_x_prev, grad_x_0, model_output, x_t, noise, index, rows) -> tuple[Tensor, Tensor]:
-    if rows.dtype != torch.float32 or x_t.numel() == 0:
-        return reference.reverse_step_backward(grad_x_prev, grad_x_0, model_output, x_t, noise, index, rows)
     learned = is_learned(model_output, x_t)
     noise = noise if learned else None
     tiles = tiles_of(x_t, noise, learned=learned, most=_PER_THREAD[learned])

@@ -12,7 +12,9 @@ elements matters, and channels_last is walked as CHANNELS = 0.
 """
 
 import contextlib
-from functools import lru_cache
+import inspect
+from collections.abc import Callable
+from functools import lru_cache, wraps
 from math import prod
 from typing import NamedTuple
 
@@ -22,6 +24,7 @@ from torch import Tensor
 import triton
 import triton.language as tl
 
+from .. import reference
 from .philox import cos_sin, four_normals, radius, words
 
 _MAX_CHANNELS = 64
@@ -151,9 +154,12 @@ def _wide_normals(position, elements, seed, subsequence, CHANNELS: tl.constexpr)
 
 @triton.jit
 def tile_noise(noise_ptr, elements, place, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
-    """The tile's noise in float32: made from a key (int64), or read."""
-    is_key: tl.constexpr = noise_ptr.dtype.element_ty == tl.int64
-    return tile_normals(noise_ptr, elements, CHANNELS, BLOCK) if is_key else read(noise_ptr, place)
+    """The tile's noise in float32: made from a key (int64), or read; 0 where there is none."""
+    z = tl.zeros((BLOCK,), tl.float32)
+    if noise_ptr is not None:
+        is_key: tl.constexpr = noise_ptr.dtype.element_ty == tl.int64
+        z = tile_normals(noise_ptr, elements, CHANNELS, BLOCK) if is_key else read(noise_ptr, place)
+    return z
 
 
 @triton.jit
@@ -165,7 +171,8 @@ def row_of(sample, t_ptr, rows_ptr, num_rows, T_STRIDE: tl.constexpr, COLUMNS: t
 
 @triton.jit
 def column(row, N: tl.constexpr):
-    """A coefficient. A t out of range reads nothing and gives NaN, which poisons its sample."""
+    """A coefficient, N of columns.py (by a name of its own: no cache's key holds an attribute's value). A t out of range reads
+    nothing and gives NaN, which poisons its sample."""
     start, exists = row
     return tl.load(start + N, mask=exists, other=float("nan"))
 
@@ -179,7 +186,7 @@ _PADDING = 1.125  # accept that many lanes for each element; beyond it try fewer
 _WIDE_PER_THREAD = 8  # a Philox call an element keeps four times the words
 
 FLAGS = {"enable_fp_fusion": False}
-"""Compile options of every kernel: no contraction of a mul and an add into an fma that the contract does not name."""
+"""Compile options of every launch: no contraction of a mul and an add into an fma that the contract does not name."""
 
 
 class Plan(NamedTuple):
@@ -233,12 +240,11 @@ class Tiles(NamedTuple):
         The data are brought into the tiles' layout; what is written is in it already (see `result`).
         """
         t, stride = per_sample(t)
-        with device_of(rows):
-            kernel[self.plan.grid](
-                *written, *(operand(x, self.layout) for x in data), t, rows.contiguous(), len(rows), self.elements, *others,
-                **constants, T_STRIDE=stride, CHANNELS=self.channels, BLOCK=self.plan.block, num_warps=self.plan.num_warps,
-                **FLAGS,
-            )  # fmt: skip
+        launch(
+            rows, kernel, self.plan.grid,
+            *written, *(operand(x, self.layout) for x in data), t, rows.contiguous(), len(rows), self.elements, *others,
+            **constants, T_STRIDE=stride, CHANNELS=self.channels, BLOCK=self.plan.block, num_warps=self.plan.num_warps,
+        )  # fmt: skip
 
 
 def tiles_of(
@@ -308,8 +314,21 @@ def elements_of(x: Tensor) -> int:
     return prod(x.shape[1:])
 
 
-def device_of(x: Tensor) -> contextlib.AbstractContextManager:
-    """Makes x's GPU the current one for a launch; free where it is already."""
-    if x.device.type != "cuda" or x.device.index == torch.cuda.current_device():
-        return contextlib.nullcontext()
-    return torch.cuda.device(x.device)
+def launch(on: Tensor, kernel, grid: tuple[int], *arguments, **constants: int) -> None:
+    """A launch on a tensor's GPU, which is made the current one; free where it is already."""
+    elsewhere = on.device.type == "cuda" and on.device.index != torch.cuda.current_device()
+    with torch.cuda.device(on.device) if elsewhere else contextlib.nullcontext():
+        kernel[grid](*arguments, **constants, **FLAGS)
+
+
+def served(op: Callable) -> Callable:
+    """The op in float32; in another arithmetic, and where there is nothing to do, the reference of its name."""
+    names = list(inspect.signature(op).parameters)
+    rows, x = names.index("rows"), names.index("model_output" if "model_output" in names else "x")
+
+    @wraps(op)
+    def run(*inputs):
+        served = inputs[rows].dtype == torch.float32 and inputs[x].numel()
+        return op(*inputs) if served else getattr(reference, op.__name__)(*inputs)
+
+    return run

@@ -1,4 +1,4 @@
-# ruff: noqa: N803 (constexpr arguments are written in capitals)
+# ruff: noqa: F403, F405, N803 (a name for each of many columns; constexpr arguments are written in capitals)
 """A term of the variational bound and its gradients, alone, with the mean squared error (hybrid), and as a step of bits/dim
 (twin: kernels/cpu/vlb.h).
 
@@ -22,29 +22,19 @@ from torch import Tensor
 import triton
 import triton.language as tl
 
-from .. import reference
+from .columns import *
 from .gaussian import kl, nll
-from .reduce import MEAN, NONE, finish, finish_hybrid, losses_of, shaped
-from .tile import Tiles, column, halves, is_learned, like, per_sample, read, result, row_of, tile, tile_noise, tiles_of, write
+from .reduce import NONE, count_of, finish, finish_hybrid, losses_of, shaped
+from .tile import column, halves, is_learned, like, per_sample, read, result, row_of, served, tile, tile_noise, tiles_of, write
 
-_COLUMNS = tl.constexpr(16)
 _LOG2_E = tl.constexpr(1 / math.log(2))
 _PER_THREAD = 16  # elements at most: the registers hold no more at t = 0, and half of that in the tanh form's gradient
 
 
 @triton.jit
-def _noise(noise_ptr, elements, place, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
-    """The tile's noise, 0 where there is none."""
-    z = tl.zeros((BLOCK,), tl.float32)
-    if noise_ptr is not None:
-        z = tile_noise(noise_ptr, elements, place, CHANNELS, BLOCK)
-    return z
-
-
-@triton.jit
 def _noised(x_0, z, row, x_0_ptr):
     """x_t as noising.py makes it, rounded to x_0's dtype."""
-    return tl.fma(column(row, 0), x_0, column(row, 1) * z).to(x_0_ptr.dtype.element_ty)
+    return tl.fma(column(row, VLB_A), x_0, column(row, VLB_S) * z).to(x_0_ptr.dtype.element_ty)
 
 
 @triton.jit
@@ -53,27 +43,30 @@ def _x_t(x_t_ptr, x_0_ptr, x_0, z, row, place):
 
 
 @triton.jit
-def _delta(out_ptr, variance, row, LEARNED: tl.constexpr):
-    delta = column(row, 9)
+def _variances(out_ptr, variance, row, LEARNED: tl.constexpr):
+    """(delta, precision), the formulas'."""
+    delta = column(row, VLB_V_0)
     if LEARNED:
-        delta = tl.fma(column(row, 10), read(out_ptr, variance), delta)
-    return delta
+        delta = tl.fma(column(row, VLB_V_1), read(out_ptr, variance), delta)
+    return delta, column(row, VLB_PRECISION)
 
 
 @triton.jit
 def _difference(out, x_0, x_t, row):
     """mu~ - mu, its derivative by the output, and x_0 - x_0_hat."""
-    p_x, p_o, bound, c, e_o = column(row, 2), column(row, 3), column(row, 4), column(row, 5), column(row, 8)
+    p_x, p_o, bound = column(row, VLB_P_X), column(row, VLB_P_O), column(row, VLB_BOUND)
+    c, e_o = column(row, VLB_C), column(row, VLB_E_O)
     free = tl.fma(p_o, out, p_x * x_t)
     clamped = tl.abs(free) > bound
     missed = tl.where(clamped, x_0 - tl.where(free < 0, -bound, bound), tl.fma(-p_o, out, tl.fma(-p_x, x_t, x_0)))
-    difference = tl.fma(e_o, out, tl.fma(column(row, 7), x_t, tl.fma(column(row, 6), x_0, c * missed)))
+    difference = tl.fma(e_o, out, tl.fma(column(row, VLB_E_X), x_t, tl.fma(column(row, VLB_E_0), x_0, c * missed)))
     return difference, tl.where(clamped, e_o, e_o - c * p_o), missed
 
 
 @triton.jit
-def _term(difference, delta, precision, x_0, t, TANH: tl.constexpr):
+def _term(difference, variances, x_0, t, TANH: tl.constexpr):
     """In nats: each element's term, and its derivatives by the difference and by delta."""
+    delta, precision = variances
     if t == 0:
         value, by_difference, by_delta = nll(difference, delta, precision, x_0, TANH)
     else:
@@ -83,7 +76,7 @@ def _term(difference, delta, precision, x_0, t, TANH: tl.constexpr):
 
 @triton.jit
 def _target(x_0, x_t, z, row):
-    return tl.fma(column(row, 14), x_t, tl.fma(column(row, 13), x_0, column(row, 12) * z))
+    return tl.fma(column(row, VLB_R), x_t, tl.fma(column(row, VLB_Q), x_0, column(row, VLB_P) * z))
 
 
 @triton.jit
@@ -107,11 +100,11 @@ def vlb_kernel(
 ):  # fmt: skip
     sample, place = tile(elements, CHANNELS, BLOCK)
     mean, variance = halves(sample, place, elements, LEARNED, CHANNELS)
-    t, row = row_of(sample, t_ptr, rows_ptr, num_rows, T_STRIDE, _COLUMNS)
+    t, row = row_of(sample, t_ptr, rows_ptr, num_rows, T_STRIDE, VLB)
     x_0 = read(x_0_ptr, place)
-    x_t = _x_t(x_t_ptr, x_0_ptr, x_0, _noise(noise_ptr, elements, place, CHANNELS, BLOCK), row, place)
+    x_t = _x_t(x_t_ptr, x_0_ptr, x_0, tile_noise(noise_ptr, elements, place, CHANNELS, BLOCK), row, place)
     difference, _, _ = _difference(read(out_ptr, mean), x_0, x_t, row)
-    value, _, _ = _term(difference, _delta(out_ptr, variance, row, LEARNED), column(row, 11), x_0, t, TANH)
+    value, _, _ = _term(difference, _variances(out_ptr, variance, row, LEARNED), x_0, t, TANH)
     tl.store(vlb_ptr + tl.program_id(0), _mean(value, place, elements) * _LOG2_E)
 
 
@@ -123,13 +116,13 @@ def vlb_backward_kernel(
 ):  # fmt: skip
     sample, place = tile(elements, CHANNELS, BLOCK)
     mean, variance = halves(sample, place, elements, LEARNED, CHANNELS)
-    t, row = row_of(sample, t_ptr, rows_ptr, num_rows, T_STRIDE, _COLUMNS)
+    t, row = row_of(sample, t_ptr, rows_ptr, num_rows, T_STRIDE, VLB)
     x_0 = read(x_0_ptr, place)
-    x_t = _x_t(x_t_ptr, x_0_ptr, x_0, _noise(noise_ptr, elements, place, CHANNELS, BLOCK), row, place)
+    x_t = _x_t(x_t_ptr, x_0_ptr, x_0, tile_noise(noise_ptr, elements, place, CHANNELS, BLOCK), row, place)
     scale = tl.div_rn(_upstream(upstream_ptr, sample, UPSTREAM_STRIDE) * _LOG2_E, count)
-    scale_v = scale * column(row, 10)
+    scale_v = scale * column(row, VLB_V_1)
     difference, by_out, _ = _difference(read(out_ptr, mean), x_0, x_t, row)
-    _, by_difference, by_delta = _term(difference, _delta(out_ptr, variance, row, LEARNED), column(row, 11), x_0, t, TANH)
+    _, by_difference, by_delta = _term(difference, _variances(out_ptr, variance, row, LEARNED), x_0, t, TANH)
     write(grad_ptr, mean, scale * by_difference * by_out)
     if LEARNED:
         write(grad_ptr, variance, scale_v * by_delta)
@@ -143,14 +136,14 @@ def hybrid_kernel(
     """The shares of mse and vlb; loss too where a program's shares are a sample's losses."""
     sample, place = tile(elements, CHANNELS, BLOCK)
     mean, variance = halves(sample, place, elements, LEARNED, CHANNELS)
-    t, row = row_of(sample, t_ptr, rows_ptr, num_rows, T_STRIDE, _COLUMNS)
+    t, row = row_of(sample, t_ptr, rows_ptr, num_rows, T_STRIDE, VLB)
     x_0, out = read(x_0_ptr, place), read(out_ptr, mean)
-    z = _noise(noise_ptr, elements, place, CHANNELS, BLOCK)
+    z = tile_noise(noise_ptr, elements, place, CHANNELS, BLOCK)
     x_t = _x_t(x_t_ptr, x_0_ptr, x_0, z, row, place)
     d = out - _target(x_0, x_t, z, row)
-    mse = column(row, 15) * _mean(d * d, place, elements)
+    mse = column(row, VLB_W) * _mean(d * d, place, elements)
     difference, _, _ = _difference(out, x_0, x_t, row)
-    value, _, _ = _term(difference, _delta(out_ptr, variance, row, LEARNED), column(row, 11), x_0, t, TANH)
+    value, _, _ = _term(difference, _variances(out_ptr, variance, row, LEARNED), x_0, t, TANH)
     vlb = _mean(value, place, elements) * _LOG2_E
     tl.store(mse_ptr + tl.program_id(0), mse)
     tl.store(vlb_ptr + tl.program_id(0), vlb)
@@ -167,21 +160,21 @@ def hybrid_backward_kernel(
 ):  # fmt: skip
     sample, place = tile(elements, CHANNELS, BLOCK)
     mean, variance = halves(sample, place, elements, LEARNED, CHANNELS)
-    t, row = row_of(sample, t_ptr, rows_ptr, num_rows, T_STRIDE, _COLUMNS)
+    t, row = row_of(sample, t_ptr, rows_ptr, num_rows, T_STRIDE, VLB)
     upstream = _upstream(upstream_ptr, sample, UPSTREAM_STRIDE)
     x_0, out = read(x_0_ptr, place), read(out_ptr, mean)
-    z = _noise(noise_ptr, elements, place, CHANNELS, BLOCK)
+    z = tile_noise(noise_ptr, elements, place, CHANNELS, BLOCK)
     x_t = _x_t(x_t_ptr, x_0_ptr, x_0, z, row, place)
     to_mse = upstream + _upstream(mse_upstream_ptr, sample, MSE_STRIDE)
     to_vlb = vlb_weight * upstream + _upstream(vlb_upstream_ptr, sample, VLB_STRIDE)
-    scale_v = tl.div_rn(to_vlb * _LOG2_E, count) * column(row, 10)
+    scale_v = tl.div_rn(to_vlb * _LOG2_E, count) * column(row, VLB_V_1)
     d = out - _target(x_0, x_t, z, row)
-    grad = tl.div_rn(2.0 * column(row, 15), count) * d * to_mse
+    grad = tl.div_rn(2.0 * column(row, VLB_W), count) * d * to_mse
     difference, _, _ = _difference(out, x_0, x_t, row)
-    delta, precision = _delta(out_ptr, variance, row, LEARNED), column(row, 11)
+    variances = _variances(out_ptr, variance, row, LEARNED)
     write(grad_ptr, mean, grad)  # after the last read of a coefficient, which could not be scalar any more
     if LEARNED:
-        _, _, by_delta = _term(difference, delta, precision, x_0, t, TANH)
+        _, _, by_delta = _term(difference, variances, x_0, t, TANH)
         write(grad_ptr, variance, scale_v * by_delta)
 
 
@@ -194,22 +187,18 @@ def terms_kernel(
     """The shares of vlb and of mean (x_0 - x_0_hat)^2, and x_t of the next step."""
     sample, place = tile(elements, CHANNELS, BLOCK)
     mean, variance = halves(sample, place, elements, LEARNED, CHANNELS)
-    t, row = row_of(sample, t_ptr, rows_ptr, num_rows, T_STRIDE, _COLUMNS)
+    t, row = row_of(sample, t_ptr, rows_ptr, num_rows, T_STRIDE, VLB)
     x_0 = read(x_0_ptr, place)
     if next_x_t_ptr is not None:
-        _, next_row = row_of(sample, next_t_ptr, rows_ptr, num_rows, NEXT_T_STRIDE, _COLUMNS)
+        _, next_row = row_of(sample, next_t_ptr, rows_ptr, num_rows, NEXT_T_STRIDE, VLB)
         z = tile_noise(next_noise_ptr, elements, place, CHANNELS, BLOCK)
         write(next_x_t_ptr, place, _noised(x_0, z, next_row, x_0_ptr))
-    x_t = _x_t(x_t_ptr, x_0_ptr, x_0, _noise(noise_ptr, elements, place, CHANNELS, BLOCK), row, place)
+    x_t = _x_t(x_t_ptr, x_0_ptr, x_0, tile_noise(noise_ptr, elements, place, CHANNELS, BLOCK), row, place)
     difference, _, missed = _difference(read(out_ptr, mean), x_0, x_t, row)
     mse = _mean(missed * missed, place, elements)
-    value, _, _ = _term(difference, _delta(out_ptr, variance, row, LEARNED), column(row, 11), x_0, t, TANH)
+    value, _, _ = _term(difference, _variances(out_ptr, variance, row, LEARNED), x_0, t, TANH)
     tl.store(terms_ptr + tl.program_id(0), _mean(value, place, elements) * _LOG2_E)
     tl.store(terms_ptr + tl.num_programs(0) + tl.program_id(0), mse)
-
-
-def _elsewhere(x_0: Tensor, rows: Tensor) -> bool:
-    return rows.dtype != torch.float32 or x_0.numel() == 0
 
 
 def _cut(model_output: Tensor, x_0: Tensor, tanh_cdf: bool, *noises: Tensor | None, backward: bool = False):
@@ -220,65 +209,58 @@ def _cut(model_output: Tensor, x_0: Tensor, tanh_cdf: bool, *noises: Tensor | No
     return tiles, {"LEARNED": learned, "TANH": tanh_cdf}
 
 
-def _count(tiles: Tiles, x_0: Tensor, reduction: int) -> float:
-    """What a sample's sum of gradients is divided by."""
-    return float(tiles.elements * (x_0.shape[0] if reduction == MEAN else 1))
-
-
-def vlb_loss(model_output, x_0, x_t, noise, t, rows, tanh_cdf, reduction) -> Tensor:
-    if _elsewhere(x_0, rows):
-        return reference.vlb_loss(model_output, x_0, x_t, noise, t, rows, tanh_cdf, reduction)
+@served
+def vlb_loss(model_output, x_0, x_t, noise, t, rows, tanh_cdf, reduction, with_grad) -> tuple[Tensor, Tensor]:
     tiles, form = _cut(model_output, x_0, tanh_cdf, noise)
     shares = rows.new_empty(tiles.programs)
     tiles.launch(vlb_kernel, (shares,), (model_output, x_0, x_t, noise), t, rows, **form)
-    return finish(shares, x_0.shape[0], reduction)
+    loss = finish(shares, x_0.shape[0], reduction)
+    if not with_grad:
+        return loss, model_output.new_empty(0)
+    return loss, vlb_loss_backward(model_output, x_0, x_t, noise, t, rows, tanh_cdf, reduction, torch.ones_like(loss))
 
 
-def vlb_loss_backward(grad_loss, model_output, x_0, x_t, noise, t, rows, tanh_cdf, reduction) -> Tensor:
-    if _elsewhere(x_0, rows):
-        return reference.vlb_loss_backward(grad_loss, model_output, x_0, x_t, noise, t, rows, tanh_cdf, reduction)
+@served
+def vlb_loss_backward(model_output, x_0, x_t, noise, t, rows, tanh_cdf, reduction, grad_loss) -> Tensor:
     tiles, form = _cut(model_output, x_0, tanh_cdf, noise, backward=True)
     grad = result(model_output, tiles.layout)
-    upstream, stride = per_sample(grad_loss)
-    others = (upstream, _count(tiles, x_0, reduction))
-    tiles.launch(
-        vlb_backward_kernel, (grad,), (model_output, x_0, x_t, noise), t, rows, *others, UPSTREAM_STRIDE=stride, **form
-    )
+    upstream, form["UPSTREAM_STRIDE"] = per_sample(grad_loss)
+    others = (upstream, count_of(x_0, reduction))
+    tiles.launch(vlb_backward_kernel, (grad,), (model_output, x_0, x_t, noise), t, rows, *others, **form)
     return like(grad, model_output, tiles.layout)
 
 
-def hybrid_loss(model_output, x_0, x_t, noise, t, rows, tanh_cdf, vlb_weight, reduction) -> tuple[Tensor, Tensor, Tensor]:
-    if _elsewhere(x_0, rows):
-        return reference.hybrid_loss(model_output, x_0, x_t, noise, t, rows, tanh_cdf, vlb_weight, reduction)
+@served
+def hybrid_loss(model_output, x_0, x_t, noise, t, rows, tanh_cdf, vlb_weight, reduction, with_grad) -> tuple[Tensor, ...]:
     tiles, form = _cut(model_output, x_0, tanh_cdf, noise)
     batch = x_0.shape[0]
     mse, vlb = rows.new_empty(tiles.programs), rows.new_empty(tiles.programs)
     loss = rows.new_empty(tiles.programs) if tiles.programs == losses_of(batch, reduction) else None
     tiles.launch(hybrid_kernel, (loss, mse, vlb), (model_output, x_0, x_t, noise), t, rows, vlb_weight, **form)
     if loss is None:
-        return finish_hybrid(mse, vlb, batch, reduction, vlb_weight)
-    return shaped(loss, reduction), shaped(mse, reduction), shaped(vlb, reduction)
+        loss, mse, vlb = finish_hybrid(mse, vlb, batch, reduction, vlb_weight)
+    loss, grad = shaped(loss, reduction), model_output.new_empty(0)
+    if with_grad:
+        inputs = (model_output, x_0, x_t, noise, t, rows, tanh_cdf, vlb_weight, reduction)
+        grad = hybrid_loss_backward(*inputs, torch.ones_like(loss), None, None)
+    return loss, shaped(mse, reduction), shaped(vlb, reduction), grad
 
 
+@served
 def hybrid_loss_backward(
-    grad_loss, grad_mse, grad_vlb, model_output, x_0, x_t, noise, t, rows, tanh_cdf, vlb_weight, reduction
+    model_output, x_0, x_t, noise, t, rows, tanh_cdf, vlb_weight, reduction, grad_loss, grad_mse, grad_vlb
 ) -> Tensor:
-    if _elsewhere(x_0, rows):
-        return reference.hybrid_loss_backward(
-            grad_loss, grad_mse, grad_vlb, model_output, x_0, x_t, noise, t, rows, tanh_cdf, vlb_weight, reduction
-        )
     tiles, form = _cut(model_output, x_0, tanh_cdf, noise, backward=True)
     grad = result(model_output, tiles.layout)
     upstream, strides = zip(*((None, 0) if g is None else per_sample(g) for g in (grad_loss, grad_mse, grad_vlb)), strict=True)
     form |= dict(zip(("UPSTREAM_STRIDE", "MSE_STRIDE", "VLB_STRIDE"), strides, strict=True))
-    others = (*upstream, _count(tiles, x_0, reduction), vlb_weight)
+    others = (*upstream, count_of(x_0, reduction), vlb_weight)
     tiles.launch(hybrid_backward_kernel, (grad,), (model_output, x_0, x_t, noise), t, rows, *others, **form)
     return like(grad, model_output, tiles.layout)
 
 
+@served
 def vlb_terms(model_output, x_0, x_t, noise, t, rows, tanh_cdf, next_noise, next_t) -> tuple[Tensor, Tensor]:
-    if _elsewhere(x_0, rows):
-        return reference.vlb_terms(model_output, x_0, x_t, noise, t, rows, tanh_cdf, next_noise, next_t)
     tiles, form = _cut(model_output, x_0, tanh_cdf, noise, next_noise)
     shares = rows.new_empty(2 * tiles.programs)
     next_x_t = None if next_noise is None else result(x_0, tiles.layout)

@@ -3,9 +3,10 @@
 import pytest
 import torch
 from helpers import LAYOUTS, spread, ulp, values
-from interpreted import CPU, DTYPES, IMAGE, SCHEDULE, SIZES, noise_of, same
+from interpreted import DTYPES, IMAGE, ON_CPU, SCHEDULE, SIZES, changed, noise_of, same
 
-from fastddpm import kernels, ops, reference
+from fastddpm import coefficients, kernels, ops, reference
+from fastddpm.rows import MseRow
 
 TARGETS = {
     "epsilon": (("key", False, False), "epsilon"),
@@ -19,23 +20,24 @@ TARGETS = {
 def mse_inputs(target, shape, dtype=torch.float32, layout="contiguous"):
     (kind, needs_x_0, needs_x_t), name = TARGETS[target]
     place = LAYOUTS[layout] if len(shape) == 4 else torch.clone
-    rows = SCHEDULE.mse_rows(name, None, CPU, torch.float32).clone()
-    rows[:, 3] = torch.linspace(0.5, 2, len(rows))
+    rows = coefficients.mse_rows(SCHEDULE, name, None, *ON_CPU)
+    rows = changed(MseRow, rows, w=torch.linspace(0.5, 2, len(rows)))
     x_0, x_t = (place(values(*shape, seed=n)) if needed else None for n, needed in ((2, needs_x_0), (3, needs_x_t)))
     return place(values(*shape, dtype=dtype)), noise_of(kind, shape), x_0, x_t, spread(shape[0]), rows
 
 
 def check_mse(inputs, reduction):
-    loss, wanted = (k.mse_loss(*inputs, reduction) for k in (kernels, reference))
+    (loss, grad), (wanted, wanted_grad) = (k.mse_loss(*inputs, reduction, True) for k in (kernels, reference))
     double = [x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in inputs]
-    exact = reference.mse_loss(*double, reduction)
+    exact, _ = reference.mse_loss(*double, reduction, False)
     assert loss.shape == wanted.shape and loss.dtype == torch.float32
     finite = exact.isfinite()
     assert torch.equal(loss.isfinite(), finite)
     allowed = 2 * (wanted - exact).abs()[finite] + 2 * ulp(exact, torch.float32)[finite]
     assert bool(((loss - exact).abs()[finite] <= allowed).all())
+    same(grad, wanted_grad)
     upstream = torch.rand(exact.shape) + 0.5
-    same(*(k.mse_loss_backward(upstream, *inputs, reduction) for k in (kernels, reference)))
+    same(*(k.mse_loss_backward(*inputs, reduction, upstream) for k in (kernels, reference)))
 
 
 @pytest.mark.parametrize("shape", [s for s in SIZES if len(s) > 1], ids=str)
@@ -59,11 +61,21 @@ def test_mse_layouts(exact, layout, target):
 def test_an_upstream_gradient_for_all_and_one_for_each(exact):
     inputs = mse_inputs("epsilon", (3, 300))
     for upstream in (torch.tensor(3.0).expand(3), torch.rand(6)[::2]):
-        same(*(k.mse_loss_backward(upstream, *inputs, ops.NONE) for k in (kernels, reference)))
+        same(*(k.mse_loss_backward(*inputs, ops.NONE, upstream) for k in (kernels, reference)))
+
+
+def test_a_loss_without_its_gradient_is_the_same():
+    inputs = mse_inputs("epsilon", (3, 300), torch.bfloat16)
+    (loss, grad), (with_grad, _) = (kernels.mse_loss(*inputs, ops.NONE, wanted) for wanted in (False, True))
+    assert torch.equal(loss, with_grad) and grad.shape == (0,) and grad.dtype == torch.bfloat16
 
 
 def test_a_loss_has_the_same_bits_in_any_batch():
-    out, noise, _, _, t, rows = mse_inputs("epsilon", (4, 5000))
-    whole = kernels.mse_loss(out, noise, None, None, t, rows, ops.NONE)
-    alone = [kernels.mse_loss(out[b : b + 1], noise[b : b + 1], None, None, t[b : b + 1], rows, ops.NONE) for b in range(4)]
-    assert torch.equal(whole, torch.cat(alone))
+    """Of so many samples that their cut would be coarser than one's, did it depend on them (2^20 elements)."""
+    out, noise, _, _, t, rows = mse_inputs("epsilon of a tensor", (64, 16_400))
+
+    def of(part):
+        return kernels.mse_loss(out[part], noise[part], None, None, t[part], rows, ops.NONE, False)[0]
+
+    whole = of(slice(None))
+    assert torch.equal(whole[[0, 63]], torch.cat((of(slice(0, 1)), of(slice(63, 64)))))

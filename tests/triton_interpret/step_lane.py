@@ -3,9 +3,10 @@
 import pytest
 import torch
 from helpers import LAYOUTS, same_bits, spread, ulp, values
-from interpreted import CPU, DTYPES, IMAGE, NOISES, SCHEDULE, SIZES, key, noise_of, rows_q, same
+from interpreted import AT_BOUND, DTYPES, IMAGE, NOISES, ON_CPU, SCHEDULE, SIZES, changed, key, noise_of, rows_q, same
 
-from fastddpm import kernels, ops, reference, samplers
+from fastddpm import coefficients, kernels, ops, reference, samplers
+from fastddpm.rows import StepRow
 
 # ---- noising ----
 
@@ -55,13 +56,13 @@ def test_a_t_out_of_range_poisons_its_sample_alone(exact):
 
     x, out, noise = values(6, 50), values(6, 50, seed=1), key(6)
     check(kernels.noising(x, noise, bad, rows_q()), reference.noising(x, noise, good, rows_q()))
-    mse = SCHEDULE.mse_rows("epsilon", None, CPU, torch.float32)
-    loss = kernels.mse_loss(out, noise, None, None, bad, mse, ops.NONE)
+    mse = coefficients.mse_rows(SCHEDULE, "epsilon", None, *ON_CPU)
+    loss, _ = kernels.mse_loss(out, noise, None, None, bad, mse, ops.NONE, False)
     assert torch.equal(loss.isnan(), poisoned)
     ones = torch.ones(6)
-    check(*(k.mse_loss_backward(ones, out, noise, None, None, t, mse, ops.NONE)
+    check(*(k.mse_loss_backward(out, noise, None, None, t, mse, ops.NONE, ones)
             for k, t in ((kernels, bad), (reference, good))))  # fmt: skip
-    rows = samplers.ddpm(SCHEDULE).on(CPU, torch.float32)
+    rows = samplers.ddpm(SCHEDULE).on(*ON_CPU)
     for got, wanted in zip(kernels.reverse_step(out, x, noise, bad, rows, True),
                            reference.reverse_step(out, x, noise, good, rows, True), strict=True):  # fmt: skip
         check(got, wanted)
@@ -75,7 +76,7 @@ def test_a_nan_stays_in_its_sample():
     x[1, 7] = torch.nan
     out = kernels.noising(x, key(3), spread(3), rows_q())
     assert out.isnan().sum() == 1 and out[1, 7].isnan()
-    rows = samplers.ddpm(SCHEDULE).on(CPU, torch.float32)
+    rows = samplers.ddpm(SCHEDULE).on(*ON_CPU)
     x_prev, x_0 = kernels.reverse_step(values(3, 50), x, key(3), spread(3), rows, True)
     assert x_prev.isnan().sum() == 1 and x_0[1, 7].isnan()
 
@@ -84,9 +85,8 @@ def test_a_nan_stays_in_its_sample():
 
 
 def table(variance_type="fixed_small"):
-    rows = samplers.ddpm(SCHEDULE, variance_type=variance_type).on(CPU, torch.float32).clone()
-    rows[:, 5] = torch.linspace(-1, 1, len(rows))  # a sampler that uses the output directly as well
-    return rows
+    rows = samplers.ddpm(SCHEDULE, variance_type=variance_type).on(*ON_CPU)
+    return changed(StepRow, rows, k_o=torch.linspace(-1, 1, len(rows)))  # a sampler that uses the output directly as well
 
 
 def reverse_inputs(shape, kind, dtype=torch.float32, layout="contiguous", learned=False):
@@ -139,6 +139,14 @@ def test_no_noise_where_sigma_is_zero_even_of_an_infinite_tensor(exact):
     noise = torch.full((2, 9), torch.inf)
     got, _ = kernels.reverse_step(out, x, noise, torch.zeros(2, dtype=torch.int64), rows, False)
     assert got.isfinite().all()
+
+
+def test_the_gradient_passes_at_the_bound_and_not_beyond(exact):
+    rows = samplers.StepRows(torch.zeros(1), p_o=1.0, bound=0.5, k_0=1.0).on(*ON_CPU)
+    inputs = (AT_BOUND, torch.zeros(1, 5), None, torch.zeros(1, dtype=torch.int64), rows)
+    grad, _ = kernels.reverse_step_backward(torch.ones(1, 5), None, *inputs)
+    assert grad.tolist() == [[0, 1, 1, 1, 0]]
+    check_reverse_backward(inputs)
 
 
 # ---- a learned variance ----

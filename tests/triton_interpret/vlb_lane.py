@@ -9,9 +9,11 @@ import triton
 import triton.language as tl
 from fastddpm.kernels import gaussian as kernel_gaussian
 from helpers import LAYOUTS, spread, ulp, values
-from interpreted import CPU, DTYPES, IMAGE, SCHEDULE, key, noise_of, same
+from interpreted import AT_BOUND, DTYPES, IMAGE, changed, key, noise_of, part, same, vlb_rows
 
-from fastddpm import gaussian, kernels, ops, reference
+from fastddpm import kernels, ops, reference
+from fastddpm.reference import gaussian
+from fastddpm.rows import MseRow, NoisingRow, VlbRow
 
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
 """Branches not taken overflow; their values are selected away."""
@@ -125,10 +127,9 @@ FORMS = {
 }
 
 
-def bound_rows(form, first_variance="posterior", clip=True):
-    rows = SCHEDULE.vlb_rows(*FORMS[form], clip, first_variance, None, CPU, torch.float32).clone()
-    rows[:, 15] = torch.linspace(0.5, 2, len(rows))
-    return rows
+def bound_rows(form):
+    rows = vlb_rows(*FORMS[form])
+    return changed(VlbRow, rows, w=torch.linspace(0.5, 2, len(rows)))
 
 
 def bound_inputs(form, shape, kind="key", dtype=torch.float32, layout="contiguous", tanh=False):
@@ -137,7 +138,7 @@ def bound_inputs(form, shape, kind="key", dtype=torch.float32, layout="contiguou
     rows, t = bound_rows(form), spread(shape[0])
     x_0 = place(values(*shape, seed=2).clamp(-1, 1).to(dtype))
     noise = noise_of(kind, shape)
-    x_t = None if kind == "key" else reference.noising(x_0, noise_of("key", shape), t, rows[:, :2])
+    x_t = None if kind == "key" else reference.noising(x_0, noise_of("key", shape), t, part(NoisingRow, rows))
     out = values(shape[0], shape[1] * (1 + ("learned" in FORMS[form][1])), *shape[2:], dtype=dtype)
     return place(out), x_0, x_t, noise, t, rows, tanh
 
@@ -161,10 +162,10 @@ def check(name, *inputs):
 def check_all(inputs, reduction=ops.MEAN):
     batch = inputs[1].shape[0]
     upstream = torch.rand(batch if reduction == ops.NONE else ()) + 0.5
-    check("vlb_loss", *inputs, reduction)
-    check("vlb_loss_backward", upstream, *inputs, reduction)
-    check("hybrid_loss", *inputs, 0.3, reduction)
-    check("hybrid_loss_backward", upstream, None, upstream * 2, *inputs, 0.3, reduction)
+    check("vlb_loss", *inputs, reduction, True)
+    check("vlb_loss_backward", *inputs, reduction, upstream)
+    check("hybrid_loss", *inputs, 0.3, reduction, True)
+    check("hybrid_loss_backward", *inputs, 0.3, reduction, upstream, None, upstream * 2)
 
 
 SHAPES = ((3, 1), (3, 5), (2, 1030), (0, 5), (3, 0), (2, 2, 3, 4, 5))
@@ -212,13 +213,14 @@ def test_each_upstream_gradient_of_the_hybrid(exact):
     inputs = (*bound_inputs("epsilon, range", (3, 50)), 0.3, ops.NONE)
     one, each = torch.tensor(2.0).expand(3), torch.rand(6)[::2]
     for grads in ((one, None, None), (None, each, None), (None, None, one), (each, one, each)):
-        check("hybrid_loss_backward", *grads, *inputs)
+        check("hybrid_loss_backward", *inputs, *grads)
 
 
 def test_the_hybrid_s_mean_learns_from_the_mse_alone(exact):
     out, _, _, noise, t, rows, _ = inputs = bound_inputs("epsilon, range", (3, 50))
-    grad = kernels.hybrid_loss_backward(torch.tensor(1.0), None, None, *inputs, 7.0, ops.SUM)
-    mse = kernels.mse_loss_backward(torch.tensor(1.0), out[:, :50].contiguous(), noise, None, None, t, rows[:, 12:], ops.SUM)
+    one, rows = torch.tensor(1.0), part(MseRow, rows)
+    grad = kernels.hybrid_loss_backward(*inputs, 7.0, ops.SUM, one, None, None)
+    mse = kernels.mse_loss_backward(out[:, :50].contiguous(), noise, None, None, t, rows, ops.SUM, one)
     torch.testing.assert_close(grad[:, :50], mse, rtol=1e-6, atol=0)
 
 
@@ -241,20 +243,38 @@ def test_a_t_out_of_range_poisons_its_sample_alone(exact):
     inputs = list(bound_inputs("epsilon, range", (4, 50)))
     bad, good = torch.tensor([5, -1, 1000, 0]), torch.tensor([5, 0, 0, 0])
     poisoned, ones = torch.tensor([False, True, True, False]), torch.ones(4)
-    for name, before, after in (
-        ("vlb_loss", (), (ops.NONE,)),
-        ("vlb_loss_backward", (ones,), (ops.NONE,)),
-        ("hybrid_loss_backward", (ones, None, None), (0.3, ops.NONE)),
+    for name, after in (
+        ("vlb_loss", (ops.NONE, True)),
+        ("vlb_loss_backward", (ops.NONE, ones)),
+        ("hybrid_loss", (0.3, ops.NONE, True)),
+        ("hybrid_loss_backward", (0.3, ops.NONE, ones, None, None)),
     ):
-        got = getattr(kernels, name)(*before, *inputs[:4], bad, *inputs[5:], *after)
-        wanted = getattr(kernels, name)(*before, *inputs[:4], good, *inputs[5:], *after)
-        assert got[poisoned].isnan().all() and torch.equal(got[~poisoned], wanted[~poisoned])
+        results = (getattr(kernels, name)(*inputs[:4], t, *inputs[5:], *after) for t in (bad, good))
+        for got, wanted in zip(*((r,) if isinstance(r, torch.Tensor) else r for r in results), strict=True):
+            assert got[poisoned].isnan().all() and torch.equal(got[~poisoned], wanted[~poisoned])
 
 
-def test_a_bound_has_the_same_bits_in_any_batch(exact):
-    inputs = bound_inputs("epsilon, range", (3, 1030))
+def test_the_gradient_passes_at_the_bound_and_not_beyond(exact):
+    """Where |x_0_hat before the clamp| is the bound itself, as where it is less: x_0_hat is the output here."""
+    rows = changed(VlbRow, vlb_rows("sample", "fixed_small"), bound=torch.full((1000,), 0.5))
+    x_0, t = torch.zeros(1, 5), torch.tensor([5])
+    grad = kernels.vlb_loss_backward(AT_BOUND, x_0, x_0, None, t, rows, False, ops.SUM, torch.tensor(1.0))
+    assert (grad != 0).tolist() == [[False, True, True, True, False]]
+
+
+def test_a_bound_without_its_gradient_is_the_same():
+    inputs = bound_inputs("epsilon, range", (3, 50), dtype=torch.bfloat16)
+    for name, after in (("vlb_loss", ()), ("hybrid_loss", (0.3,))):
+        (*losses, grad), (*again, _) = (getattr(kernels, name)(*inputs, *after, ops.NONE, wanted) for wanted in (False, True))
+        assert all(map(torch.equal, losses, again)) and grad.shape == (0,) and grad.dtype == torch.bfloat16
+
+
+def test_a_bound_has_the_same_bits_in_any_batch():
+    """Of so many samples that their cut would be coarser than one's, did it depend on them (2^20 elements)."""
+    out, x_0, x_t, _, t, *form = bound_inputs("v, large", (64, 16_400), "none")
 
     def of(part):
-        return kernels.vlb_loss(*(x[part] for x in inputs[:2]), None, *(x[part] for x in inputs[3:5]), *inputs[5:], ops.NONE)
+        return kernels.vlb_loss(out[part], x_0[part], x_t[part], None, t[part], *form, ops.NONE, False)[0]
 
-    assert torch.equal(of(slice(0, 3)), torch.cat([of(slice(b, b + 1)) for b in range(3)]))
+    whole = of(slice(None))
+    assert torch.equal(whole[[0, 63]], torch.cat((of(slice(0, 1)), of(slice(63, 64)))))
