@@ -4,6 +4,8 @@ What the kernels do not do goes to the reference, which is plain torch: a gradie
 torch.func's transforms (grad, vmap, jvp, ..) and batched gradients, and forward mode.
 """
 
+from typing import TypeGuard
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -13,6 +15,10 @@ from .reference.operands import transformed
 
 TENSORS = 5
 """After the model's output a loss is given so many tensors, the rows last, and then constants."""
+NOISE = {"mse_loss": 0, "vlb_loss": 2, "hybrid_loss": 2}
+"""Which of them is the noise."""
+NEVER = (0, 0)
+"""How often, and by how many steps in all, `advance` has moved a key that it has not."""
 
 
 class Loss(torch.autograd.Function):
@@ -25,23 +31,32 @@ class Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, model_output: Tensor, name: str, with_grad: bool, others: tuple):
         *losses, grad = getattr(ops, name)(model_output, *others, with_grad)
-        ctx.save_for_backward(model_output, *map(_kept, others[:TENSORS]))
+        place = NOISE[name]
+        noise = others[place]
+        ctx.key = None
+        if with_grad and _is_key(noise):  # most are never read again, and a copy costs more than all the rest here
+            ctx.key = noise, noise._version, getattr(noise, "_advanced", NEVER)
+            noise = None
+        ctx.save_for_backward(model_output, *others[:place], _kept(noise), *others[place + 1 : TENSORS])
         ctx.name, ctx.constants, ctx.grad = name, others[TENSORS:], grad if with_grad else None
         ctx.set_materialize_grads(False)
         return tuple(losses)
 
     @staticmethod
-    def backward(ctx, *grads: Tensor | None):
+    def backward(ctx, first: Tensor | None, *rest: Tensor | None):
         made, ctx.grad = ctx.grad, None
-        first, *rest = grads
-        if all(g is None for g in grads):
+        alone = not rest or (rest[0] is None and rest[1] is None)
+        if alone and first is None:
             return None, None, None, None
-        again = _differentiated_again(*grads)
-        if made is not None and not again and all(g is None for g in rest):
+        again = _differentiated_again(first, *rest)
+        if made is not None and alone and not again:
             ops.scale_grad_(made, first)
             return made, None, None, None
+        inputs = list(ctx.saved_tensors)
+        if ctx.key is not None:
+            inputs[1 + NOISE[ctx.name]] = _as_it_was(*ctx.key)
         make = getattr(reference if again else ops, f"{ctx.name}_backward")
-        return make(*ctx.saved_tensors, *ctx.constants, *grads), None, None, None
+        return make(*inputs, *ctx.constants, first, *rest), None, None, None
 
 
 class Noising(torch.autograd.Function):
@@ -140,8 +155,24 @@ def _differentiated_again(*grads: Tensor | None) -> bool:
     return torch.is_grad_enabled() or transformed(*grads)
 
 
+def _is_key(x: Tensor | None) -> TypeGuard[Tensor]:
+    return x is not None and x.dtype is torch.int64 and x.dim() == 2
+
+
 def _kept(x: Tensor | None) -> Tensor | None:
     """What a backward shall see. A key may be advanced before it comes: of keys a copy, which no compiler removes."""
-    if x is None or x.dtype is not torch.int64 or x.dim() != 2:
+    if not _is_key(x):
         return x
     return ops.copy_key(x) if torch.compiler.is_compiling() else x.clone()
+
+
+def _as_it_was(key: Tensor, version: int, advanced: tuple[int, int]) -> Tensor:
+    """A key as it was at a version, when so many calls of `advance` had moved it by so many steps."""
+    if key._version == version:
+        return key
+    calls, steps = (now - then for now, then in zip(getattr(key, "_advanced", NEVER), advanced, strict=True))
+    if key._version - version != calls:
+        raise RuntimeError("noise: expected the key as the loss had it, or advanced, got one modified by an inplace operation")
+    key = key.clone()
+    ops.advance_(key, -steps)
+    return key

@@ -131,8 +131,10 @@ def advance(key: Tensor, steps: int = 1) -> Tensor:
             "key: expected rows of their own, got an expanded tensor, whose one row would advance for each; clone it"
         )
     ops.advance_(key, steps)
-    if not torch.compiler.is_compiling():  # whoever saved this very tensor for a backward is told
+    if not torch.compiler.is_compiling():  # for a backward that is still to come
         torch.autograd.graph.increment_version(key)
+        calls, moved = getattr(key, "_advanced", (0, 0))
+        key._advanced = calls + 1, moved + steps  # type: ignore[attr-defined]
     return key
 
 
