@@ -31,13 +31,14 @@ class Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, model_output: Tensor, name: str, with_grad: bool, others: tuple):
         *losses, grad = getattr(ops, name)(model_output, *others, with_grad)
-        place = NOISE[name]
-        noise = others[place]
-        ctx.key = None
+        tensors = list(others[:TENSORS])
+        noise, ctx.key = tensors[NOISE[name]], None
         if with_grad and _is_key(noise):  # most are never read again, and a copy costs more than all the rest here
-            ctx.key = noise, noise._version, getattr(noise, "_advanced", NEVER)
-            noise = None
-        ctx.save_for_backward(model_output, *others[:place], _kept(noise), *others[place + 1 : TENSORS])
+            ctx.key = noise, noise._version, noise.__dict__.get("_advanced", NEVER)
+            tensors[NOISE[name]] = None
+        else:
+            tensors[NOISE[name]] = _kept(noise)
+        ctx.save_for_backward(model_output, *tensors)
         ctx.name, ctx.constants, ctx.grad = name, others[TENSORS:], grad if with_grad else None
         ctx.set_materialize_grads(False)
         return tuple(losses)
@@ -45,8 +46,8 @@ class Loss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, first: Tensor | None, *rest: Tensor | None):
         made, ctx.grad = ctx.grad, None
-        alone = not rest or (rest[0] is None and rest[1] is None)
-        if alone and first is None:
+        alone = len(rest) == 0 or (rest[0] is None and rest[1] is None)
+        if first is None and alone:
             return None, None, None, None
         again = _differentiated_again(first, *rest)
         if made is not None and alone and not again:
@@ -152,7 +153,12 @@ def _plain() -> bool:
 
 def _differentiated_again(*grads: Tensor | None) -> bool:
     """In a backward: whether its gradient is to be differentiated (create_graph), or is one of a batch of gradients."""
-    return torch.is_grad_enabled() or transformed(*grads)
+    if torch.is_grad_enabled():
+        return True
+    for grad in grads:
+        if grad is not None:
+            return transformed(grad)  # as one is, so are all
+    return False
 
 
 def _is_key(x: Tensor | None) -> TypeGuard[Tensor]:
@@ -170,7 +176,7 @@ def _as_it_was(key: Tensor, version: int, advanced: tuple[int, int]) -> Tensor:
     """A key as it was at a version, when so many calls of `advance` had moved it by so many steps."""
     if key._version == version:
         return key
-    calls, steps = (now - then for now, then in zip(getattr(key, "_advanced", NEVER), advanced, strict=True))
+    calls, steps = (now - then for now, then in zip(key.__dict__.get("_advanced", NEVER), advanced, strict=True))
     if key._version - version != calls:
         raise RuntimeError("noise: expected the key as the loss had it, or advanced, got one modified by an inplace operation")
     key = key.clone()

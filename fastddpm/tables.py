@@ -36,7 +36,8 @@ class Tables:
         """`make(self, *case)` as a tensor of a dtype on a device. Nobody may write into it."""
         if torch.compiler.is_dynamo_compiling():
             return self._constant(self._digest, make, device, dtype, *case)[0]
-        return self._found(make, device, dtype, *case)
+        table = self._made.get((make, case, device, dtype))
+        return self._found(make, device, dtype, *case) if table is None else table
 
     @torch.compiler.assume_constant_result
     def _constant(self, digest: str, *wanted: Any) -> tuple[Tensor]:

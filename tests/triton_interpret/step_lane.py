@@ -142,7 +142,7 @@ def test_no_noise_where_sigma_is_zero_even_of_an_infinite_tensor(exact):
 
 
 def test_the_gradient_passes_at_the_bound_and_not_beyond(exact):
-    rows = samplers.StepRows(torch.zeros(1), p_o=1.0, bound=0.5, k_0=1.0).on(*ON_CPU)
+    rows = samplers.StepRows(torch.zeros(1, dtype=torch.int64), p_o=1.0, bound=0.5, k_0=1.0).on(*ON_CPU)
     inputs = (AT_BOUND, torch.zeros(1, 5), None, torch.zeros(1, dtype=torch.int64), rows)
     grad, _ = kernels.reverse_step_backward(torch.ones(1, 5), None, *inputs)
     assert grad.tolist() == [[0, 1, 1, 1, 0]]
