@@ -6,7 +6,6 @@ from contextlib import contextmanager
 import torch
 
 import fastddpm.autograd
-import fastddpm.bits_per_dim
 import fastddpm.functional
 import fastddpm.noise
 from fastddpm import _extension, noise_key, randn, reference
@@ -20,7 +19,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 @contextmanager
 def on_reference():
     """The public functions, run on `reference` in place of the ops."""
-    users = (fastddpm.noise, fastddpm.functional, fastddpm.autograd, fastddpm.bits_per_dim)
+    users = (fastddpm.noise, fastddpm.functional, fastddpm.autograd)
     ops = [user.ops for user in users]
     for user in users:
         user.ops = reference

@@ -11,10 +11,6 @@ template <class T> struct Buffer {
   alignas(64) T values[kChunk + kSlack];
 };
 
-struct Nothing {
-  void operator()(int, int) const {}
-};
-
 struct Chunk {
   const Plan& plan;
   int64_t sample, first, count;  // first: the offset of its first element within the sample, in the order it is walked
@@ -102,12 +98,11 @@ struct Chunk {
     return static_cast<const Row*>(rows.table)[rows.index[sample]];
   }
 
-  // The chunk's noise, in the order that the chunk is walked. Null where there is none. Of few channels that lie interleaved
-  // each is made for itself: between(c, C) is called before the c-th, a place for other work whose memory is slow.
-  template <class T, class F = Nothing> const T* noise(const Noise& n, Buffer<T>& buffer, F between = {}) const {
+  // The chunk's noise, in the order that the chunk is walked. Null where there is none.
+  template <class T> const T* noise(const Noise& n, Buffer<T>& buffer) const {
     if (!n.key) return fetch(n.tensor, buffer);
     if constexpr (sizeof(T) == 4) {
-      normals(n, buffer.values, between);
+      normals(n, buffer.values);
     } else {
       Buffer<float> narrow;
       normals(n, narrow.values);
@@ -134,14 +129,14 @@ struct Chunk {
     }
   }
 
-  template <class F = Nothing> void normals(const Noise& n, float* z, F between = {}) const {
+  void normals(const Noise& n, float* z) const {
     const int64_t* key = n.key + sample * n.key_strides[0];
     const Philox philox(key[0], key[n.key_strides[1]]);
     if (plan.layout != Layout::kInterleaved) return block_normals(philox, uint64_t(first) / 4, count, z);
     switch (plan.channels) {
-      case 2: return few_channels<2>(philox, z, between);
-      case 3: return few_channels<3>(philox, z, between);
-      case 4: return few_channels<4>(philox, z, between);
+      case 2: return few_channels<2>(philox, z);
+      case 3: return few_channels<3>(philox, z);
+      case 4: return few_channels<4>(philox, z);
       default: return many_channels(philox, z);
     }
   }
@@ -154,13 +149,10 @@ struct Chunk {
   }
 
   // All channels first, so that the compiler interleaves whole vectors of them.
-  template <int C, class F> void few_channels(const Philox& philox, float* z, F between) const {
+  template <int C> void few_channels(const Philox& philox, float* z) const {
     Buffer<float> buffers[C];
     const float* from[C];
-    for (int c = 0; c < C; ++c) {
-      between(c, C);
-      from[c] = channel_normals(philox, c, buffers[c].values);
-    }
+    for (int c = 0; c < C; ++c) from[c] = channel_normals(philox, c, buffers[c].values);
     const int64_t length = count / C;
     for (int64_t i = 0; i < length; ++i)
       for (int c = 0; c < C; ++c) z[i * C + c] = from[c][i];

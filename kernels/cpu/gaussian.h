@@ -4,7 +4,7 @@
 // exact: by Mills' ratio R = Q / phi, so that no tail is ever lost:
 //
 //   a = |y| - w, b = |y| + w, v = |y| w, E = e^(-2 v), M = P / phi(a)
-//   narrow (w < 1/2, v <= 1)  P = 2 w phi(y) sum_n w^2n He_2n(y) / (2n + 1)!
+//   narrow (w, v < 1/100)     P = 2 w phi(y) (1 + (v^2 - w^2) / 6 + (v^4 - 6 v^2 w^2 + 3 w^4) / 120): else it would cancel
 //   tail (a >= 0)             M = R(a) - E R(b)
 //   middle                    P = 1 - Q(-a) - Q(b)
 //   d log P / dy = sign(y) (E - 1) / M;  d log P / dw = (1 + E) / M
@@ -20,7 +20,7 @@
 
 namespace FASTDDPM_ISA {
 
-constexpr double kHalfWidth = 1.0 / 255, kEdge = 0.999;
+constexpr double kHalfWidth = 1.0 / 255, kEdge = 0.999, kNarrow = 0.01;
 constexpr double kLogRoot2Pi = 0.91893853320467274178, kRootHalf = 0.70710678118654752440;
 
 // A value and its derivatives: log P by y and w; the loss by the difference of means and by delta.
@@ -55,22 +55,11 @@ inline Slopes log_tail(double s) {
   return {std::log1p(-rest), density(s) / (1 - rest), 0};
 }
 
-// sum_n w^2n He_2n(y) / (2n + 1)! by the polynomials' recurrence, for w < 1/2 and |y| w <= 1
-inline double narrow_mean(double v, double w) {
-  double before = 1, now = v, factorial = 1, sum = 1;
-  for (int k = 1; k < 18; ++k) {  // now = w^k He_k(y), factorial = k!
-    const double next = v * now - k * w * w * before;
-    before = now, now = next, factorial *= k + 1;
-    if (k % 2) sum += now / (factorial * (k + 2));
-  }
-  return sum;
-}
-
 inline Slopes log_bin(double y, double w) {
   const double a = std::fabs(y) - w, b = std::fabs(y) + w, v = std::fabs(y) * w, falls = std::expm1(-2 * v);
   double value, inverse;  // inverse: 1 / M
-  if (w < 0.5 && v <= 1) {
-    const double mean = narrow_mean(v, w);
+  if (w < kNarrow && v < kNarrow) {
+    const double vv = v * v, ww = w * w, mean = 1 + (vv - ww) / 6 + (vv * (vv - 6 * ww) + 3 * ww * ww) / 120;
     value = std::log(2 * w) - y * y / 2 - kLogRoot2Pi + std::log(mean);
     inverse = std::exp(v - w * w / 2) / (2 * w * mean);
   } else if (a >= 0) {

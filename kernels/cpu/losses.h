@@ -99,12 +99,12 @@ Tensor mse_loss_backward(const Tensor& model_output, const MaybeTensor& noise, c
 
 void scale_grad_(const Tensor& grad, const Tensor& grad_loss) {
   ScaleArgs args;
-  args.plan = bind({{"grad", &args.grad, &grad}});
   args.wide = grad_loss.scalar_type() == ScalarType::Double;
-  const Samples upstream = bind_upstream("grad_loss", grad_loss, args.plan.batch, args.wide);
-  args.upstream = upstream.data();
+  const Samples upstream = bind_upstream("grad_loss", grad_loss, grad.size(0), args.wide);
   const auto is_one = [](double g) { return g == 1; };
   if (std::all_of(upstream.begin(), upstream.end(), is_one)) return;  // most losses are the last node: no thread need wake
+  args.plan = bind({{"grad", &args.grad, &grad}});
+  args.upstream = upstream.data();
   run(kernels->scale, args);
 }
 

@@ -19,34 +19,7 @@ inline void noise_in_steps(const NoisingArgs& args, const Chunk& chunk, NoisingR
   });
 }
 
-// A chunk's result on its way past the caches, in parts between the noise of the next chunk's channels: at once it would wait
-// for memory. (A noising of 64x3x256x256 in channels_last took a quarter longer.)
-template <class T> class Leaving {
- public:
-  T* buffer() { return buffers_[turn_].values; }
-  void leave(T* to, int64_t count) {
-    flush();
-    from_ = buffer(), to_ = to, left_ = count;
-    turn_ ^= 1;
-  }
-  void part(int c, int channels) { send(c + 1 == channels ? left_ : left_ / (channels - c) / kLine * kLine); }
-  void flush() { send(left_); }
-
- private:
-  static constexpr int64_t kLine = 64 / sizeof(T);
-  void send(int64_t n) {
-    stream(from_, to_, n);
-    from_ += n, to_ += n, left_ -= n;
-  }
-  Buffer<T> buffers_[2];
-  int turn_ = 0;
-  const T* from_ = nullptr;
-  T* to_ = nullptr;
-  int64_t left_ = 0;
-};
-
 template <class T> void noising(const NoisingArgs& args, int64_t begin, int64_t end) {
-  Leaving<T> leaving;
   Buffer<T> x_buffer, z_buffer, out_buffer;
   for (int64_t number = begin; number < end; ++number) {
     const Chunk chunk(args.plan, number);
@@ -58,19 +31,15 @@ template <class T> void noising(const NoisingArgs& args, int64_t begin, int64_t 
       }
     }
     const T* x = chunk.fetch(args.x, x_buffer);
-    const T* z = chunk.noise(args.noise, z_buffer, [&](int c, int channels) { leaving.part(c, channels); });
-    const bool interleaved = args.plan.layout == Layout::kInterleaved && chunk.direct(args.out);
-    const bool leaves = z && args.out.large && interleaved && args.out.dtype == Chunk::native<T>();
-    T* out = leaves ? leaving.buffer() : chunk.target(args.out, out_buffer);
+    const T* z = chunk.noise(args.noise, z_buffer);
+    T* out = chunk.target(args.out, out_buffer);
     if (z) {
       for (int64_t i = 0; i < chunk.count; ++i) out[i] = fused(k.a, x[i], k.s * z[i]);
     } else {
       for (int64_t i = 0; i < chunk.count; ++i) out[i] = k.a * x[i];
     }
-    if (leaves) leaving.leave(chunk.place<T>(args.out), chunk.count);
-    else chunk.commit(args.out, out, out_buffer);
+    chunk.commit(args.out, out, out_buffer);
   }
-  leaving.flush();
 }
 
 }  // namespace FASTDDPM_ISA

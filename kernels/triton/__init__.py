@@ -8,20 +8,3 @@ from .mse import mse_loss, mse_loss_backward
 from .noising import noising
 from .reverse import reverse_step, reverse_step_backward
 from .vlb import hybrid_loss, hybrid_loss_backward, vlb_loss, vlb_loss_backward, vlb_terms
-
-__all__ = [
-    "advance_",
-    "fill_key_",
-    "hybrid_loss",
-    "hybrid_loss_backward",
-    "mse_loss",
-    "mse_loss_backward",
-    "noising",
-    "randn_",
-    "reverse_step",
-    "reverse_step_backward",
-    "timesteps",
-    "vlb_loss",
-    "vlb_loss_backward",
-    "vlb_terms",
-]
