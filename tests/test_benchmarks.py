@@ -275,6 +275,7 @@ def test_the_cifar10_network_is_that_of_the_paper():
 def tiny(monkeypatch, tmp_path):
     """A suite of two ops, one layout and one loop, its files elsewhere."""
     monkeypatch.setattr(clock, "TURN", 1e-4)
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # with it pytest-benchmark refuses: its figures would not be fair
     case = ops.Case("ratio", "noising", "all", (4, 3, 8, 8))
     last = ops.Case("layout", "noising", ops.FUSED, (4, 3, 8, 8), memory_format="channels_last")
     jobs = [
