@@ -28,17 +28,18 @@ template <class T> struct VlbChunk {
 
 // By how much the prediction of x_0 fails, and what follows for the means. Close numbers meet inside an fma.
 template <class T> struct Prediction {
-  T missed, diff, by_out;  // x_0 - x_0_hat; mu~ - mu; d diff / d out
+  bool clamped;
+  T missed, diff;  // x_0 - x_0_hat; mu~ - mu
 
-  template <class Given> Prediction(const VlbRow<Given>& row, T x_0, T x_t, T out) {
-    const T p_x = row.p_x, p_o = row.p_o, bound = row.bound, c = row.c, e_o = row.e_o;
-    const T free = fused(p_o, out, p_x * x_t);
-    const bool below = free < -bound, above = free > bound;  // a NaN is neither
-    missed = fused(-p_o, out, fused(-p_x, x_t, x_0));
-    missed = below ? x_0 + bound : above ? x_0 - bound : missed;
-    diff = fused(e_o, out, fused(T(row.e_x), x_t, fused(T(row.e_0), x_0, c * missed)));
-    by_out = below || above ? e_o : e_o - c * p_o;
+  Prediction(const VlbRow<T>& row, T x_0, T x_t, T out) {
+    const T free = fused(row.p_o, out, row.p_x * x_t);
+    const bool below = free < -row.bound, above = free > row.bound;  // a NaN is neither
+    clamped = below || above;
+    missed = fused(-row.p_o, out, fused(-row.p_x, x_t, x_0));
+    missed = below ? x_0 + row.bound : above ? x_0 - row.bound : missed;
+    diff = fused(row.e_o, out, fused(row.e_x, x_t, fused(row.e_0, x_0, row.c * missed)));
   }
+  T by_output(const VlbRow<T>& row) const { return clamped ? row.e_o : row.e_o - row.c * row.p_o; }  // d diff / d out
 };
 
 template <class T, bool kLearned, bool kByOut, bool kByV> inline void kl(const VlbRow<T>& given, const VlbChunk<T>& c, int64_t n) {
@@ -50,18 +51,20 @@ template <class T, bool kLearned, bool kByOut, bool kByV> inline void kl(const V
     const Exponential<T> e = kLearned ? exponential(-fused(row.v_1, c.v[i], row.v_0)) : fixed;
     const T slope = row.precision * p.diff * e.value, squares = slope * p.diff;
     c.nats[i] = half * (e.excess + squares);
-    if constexpr (kByOut) c.by_out[i] = c.scale * slope * p.by_out;
+    if constexpr (kByOut) c.by_out[i] = c.scale * slope * p.by_output(row);
     if constexpr (kByV) c.by_v[i] = half_v * (-e.minus_one - squares);
   }
 }
 
-template <class T> inline void first_step(const VlbRow<T>& row, const VlbChunk<T>& c, bool tanh_cdf, int64_t n) {
+template <class T> inline void first_step(const VlbRow<T>& given, const VlbChunk<T>& c, bool tanh_cdf, int64_t n) {
+  const auto& g = given;
+  const VlbRow<double> row{g.a, g.s, g.p_x, g.p_o, g.bound, g.c, g.e_0, g.e_x, g.e_o, g.v_0, g.v_1, g.precision, g.p, g.q, g.r, g.w};
   for (int64_t i = 0; i < n; ++i) {
     const Prediction<double> p(row, c.x_0[i], c.x_t[i], c.out[i]);
     const double delta = c.v ? fused(double(row.v_1), double(c.v[i]), double(row.v_0)) : row.v_0;
     const Slopes loss = nll(p.diff, delta, row.precision, c.x_0[i], tanh_cdf);
     c.nats[i] = T(loss.value);
-    if (c.by_out) c.by_out[i] = T(c.scale * loss.first * p.by_out);
+    if (c.by_out) c.by_out[i] = T(c.scale * loss.first * p.by_output(row));
     if (c.by_v) c.by_v[i] = T(c.scale * loss.second * row.v_1);
   }
 }
