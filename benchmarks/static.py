@@ -17,7 +17,7 @@ from fastddpm.kernels.mse import mse_backward_kernel, mse_kernel
 from fastddpm.kernels.noising import noising_kernel
 from fastddpm.kernels.reduce import _PLANS, finish_hybrid_kernel, finish_kernel
 from fastddpm.kernels.reverse import reverse_backward_kernel, reverse_kernel
-from fastddpm.kernels.tile import FLAGS
+from fastddpm.kernels.tile import FLAGS, VIEWS
 from fastddpm.kernels.vlb import hybrid_backward_kernel, hybrid_kernel, terms_kernel, vlb_backward_kernel, vlb_kernel
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -34,7 +34,7 @@ FLOAT32_POINTERS = ("rows_ptr", "loss_ptr", "mse_ptr", "vlb_ptr", "terms_ptr", "
 WIDE_POINTERS = ("out_ptr", "grad_ptr", "grad_out_ptr")  # with variance channels: of twice the channels
 INT64_POINTERS = ("t_ptr", "next_t_ptr", "key_ptr", "next_noise_ptr")
 FLOATS = ("vlb_weight",)
-UNALIGNED = ("num_rows", "num_timesteps", "batch", "count", "divisor", "steps", "seed", "subsequence", *FLOATS)
+UNALIGNED = ("num_rows", "num_timesteps", "batch", "count", "divisor", "steps", "seed", "subsequence", *FLOATS, *VIEWS)
 
 
 class Variant(NamedTuple):
