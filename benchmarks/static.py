@@ -15,9 +15,10 @@ import triton.backends.nvidia
 from fastddpm.kernels.keys import advance_kernel, fill_key_kernel, randn_kernel, timesteps_kernel
 from fastddpm.kernels.mse import mse_backward_kernel, mse_kernel
 from fastddpm.kernels.noising import noising_kernel
-from fastddpm.kernels.reduce import _PLANS, finish_hybrid_kernel, finish_kernel
-from fastddpm.kernels.reverse import reverse_backward_kernel, reverse_kernel
-from fastddpm.kernels.tile import FLAGS
+from fastddpm.kernels.reduce import _TILES, finish_hybrid_kernel, finish_kernel, runs_kernel
+from fastddpm.kernels.reverse import _PER_THREAD, reverse_backward_kernel, reverse_kernel
+from fastddpm.kernels.tile import FLAGS, VIEWS, plan
+from fastddpm.kernels.vlb import _PER_THREAD as _PER_THREAD_OF_THE_BOUND
 from fastddpm.kernels.vlb import hybrid_backward_kernel, hybrid_kernel, terms_kernel, vlb_backward_kernel, vlb_kernel
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -30,11 +31,11 @@ TARGETS = {
 }
 CUOBJDUMP = Path(triton.backends.nvidia.__file__).with_name("bin") / "cuobjdump"
 FLOAT32_POINTERS = ("rows_ptr", "loss_ptr", "mse_ptr", "vlb_ptr", "terms_ptr", "shares_ptr", "mse_shares_ptr",
-                    "vlb_shares_ptr", "upstream_ptr", "mse_upstream_ptr", "vlb_upstream_ptr")  # fmt: skip
+                    "vlb_shares_ptr", "sums_ptr", "upstream_ptr", "mse_upstream_ptr", "vlb_upstream_ptr")  # fmt: skip
 WIDE_POINTERS = ("out_ptr", "grad_ptr", "grad_out_ptr")  # with variance channels: of twice the channels
 INT64_POINTERS = ("t_ptr", "next_t_ptr", "key_ptr", "next_noise_ptr")
 FLOATS = ("vlb_weight",)
-UNALIGNED = ("num_rows", "num_timesteps", "batch", "count", "divisor", "steps", "seed", "subsequence", *FLOATS)
+UNALIGNED = ("num_rows", "num_timesteps", "batch", "count", "divisor", "steps", "seed", "subsequence", *FLOATS, *VIEWS)
 
 
 class Variant(NamedTuple):
@@ -89,35 +90,47 @@ class Variant(NamedTuple):
 
 # ---- the variants ----
 
+ELEMENTS = 3 * 64 * 64
+"""Of a sample, in a tensor of 2^26: the main variants have the blocks that the ops cut it into."""
+
+
+def cut(any_batch: bool = False, most: int = 32) -> dict[str, Any]:
+    made = plan(2**26 // ELEMENTS, ELEMENTS, 0, any_batch, most)
+    return {"block": made.block, "warps": made.num_warps}
+
 
 def sample_variants() -> dict[str, Variant]:
     """Of what works on samples, and of the end of a loss, at its largest tile first."""
+    tiles = _TILES[::-1]
     made = {
         "fill_key": Variant(fill_key_kernel, block=128),
         "advance": Variant(advance_kernel, block=128),
         "timesteps": Variant(timesteps_kernel, block=128),
     }
-    made |= {f"finish {size}": Variant(finish_kernel, block=size, warps=warps) for _, size, warps in _PLANS}
-    return made | {f"finish_hybrid {size}": Variant(finish_hybrid_kernel, block=size, warps=warps) for _, size, warps in _PLANS}
+    made["runs"] = Variant(runs_kernel, block=tiles[0][0], warps=tiles[0][1])
+    made |= {f"finish {size}": Variant(finish_kernel, block=size, warps=warps) for size, warps in tiles}
+    return made | {f"finish_hybrid {size}": Variant(finish_hybrid_kernel, block=size, warps=warps) for size, warps in tiles}
 
 
 def main_variants(data: str) -> dict[str, Variant]:
-    """Of what works on elements of that dtype, at the largest block, its noise made of a key."""
+    """Of what works on elements of that dtype, at the block of a large tensor, its noise made of a key."""
     eps, fp32 = ("x_0_ptr", "x_t_ptr"), {"count": "fp32"}
     return {
-        f"randn {data}": Variant(randn_kernel, data),
-        f"noising key {data}": Variant(noising_kernel, data),
-        f"mse key {data}": Variant(mse_kernel, data, absent=eps),
-        f"mse_backward key {data}": Variant(mse_backward_kernel, data, absent=eps, scalars=fp32),
-        f"reverse key {data}": Variant(reverse_kernel, data, absent=("x_0_ptr",)),
-        f"reverse_backward {data}": Variant(reverse_backward_kernel, data, None, absent=("grad_x_0_ptr",)),
+        f"randn {data}": Variant(randn_kernel, data, **cut()),
+        f"noising key {data}": Variant(noising_kernel, data, **cut()),
+        f"mse key {data}": Variant(mse_kernel, data, absent=eps, **cut(any_batch=True)),
+        f"mse_backward key {data}": Variant(mse_backward_kernel, data, absent=eps, scalars=fp32, **cut()),
+        f"reverse key {data}": Variant(reverse_kernel, data, absent=("x_0_ptr",), **cut(most=_PER_THREAD[False])),
+        f"reverse_backward {data}": Variant(
+            reverse_backward_kernel, data, None, absent=("grad_x_0_ptr",), **cut(most=_PER_THREAD[False])
+        ),
     }
 
 
 def learned_variants(data: str, channels: int = 0) -> dict[str, Variant]:
     """Of the reverse step with variance channels."""
     name = learned_name(data, channels)
-    form: dict[str, Any] = {"data": data, "channels": channels, "learned": True, "block": 2048}
+    form: dict[str, Any] = {"data": data, "channels": channels, "learned": True, **cut(most=_PER_THREAD[True])}
     return {
         f"reverse key {name}": Variant(reverse_kernel, absent=("x_0_ptr",), **form),
         f"reverse_backward key {name}": Variant(reverse_backward_kernel, absent=("grad_x_0_ptr",), **form),
@@ -127,15 +140,16 @@ def learned_variants(data: str, channels: int = 0) -> dict[str, Variant]:
 def bound_variants(data: str, channels: int = 0, tanh: bool = False) -> dict[str, Variant]:
     """Of the bound with variance channels, at its largest blocks (a tanh form's gradient has half)."""
     name = f"{learned_name(data, channels)}, {'tanh' if tanh else 'exact'}"
-    form: dict[str, Any] = {"data": data, "channels": channels, "learned": True, "block": 2048, "tanh": tanh}
-    backward = {**form, "block": 1024 if tanh else 2048, "scalars": {"count": "fp32"}}
+    form: dict[str, Any] = {"data": data, "channels": channels, "learned": True, "tanh": tanh}
+    forward = form | cut(any_batch=True, most=_PER_THREAD_OF_THE_BOUND)
+    backward = form | cut(most=_PER_THREAD_OF_THE_BOUND // (2 if tanh else 1)) | {"scalars": {"count": "fp32"}}
     alone = ("x_t_ptr", "mse_upstream_ptr", "vlb_upstream_ptr")
     return {
-        f"vlb key {name}": Variant(vlb_kernel, absent=("x_t_ptr",), **form),
+        f"vlb key {name}": Variant(vlb_kernel, absent=("x_t_ptr",), **forward),
         f"vlb_backward key {name}": Variant(vlb_backward_kernel, absent=("x_t_ptr",), **backward),
-        f"hybrid key {name}": Variant(hybrid_kernel, absent=("x_t_ptr", "loss_ptr"), **form),
+        f"hybrid key {name}": Variant(hybrid_kernel, absent=("x_t_ptr", "loss_ptr"), **forward),
         f"hybrid_backward key {name}": Variant(hybrid_backward_kernel, absent=alone, **backward),
-        f"terms key {name}": Variant(terms_kernel, absent=("x_t_ptr",), **form),
+        f"terms key {name}": Variant(terms_kernel, absent=("x_t_ptr",), **forward),
     }
 
 
@@ -153,8 +167,9 @@ def report(variant: Variant, target: str) -> dict[str, Any]:
     threads = variant.warps * TARGETS[target].warp_size
     elements = max(1, variant.block // threads)
     per_element = round(measured["instructions"] / elements, 2)
+    cut = {"block": variant.block, "warps": variant.warps}
     kept = {"shared": compiled.metadata.shared, "fusion": compiled.metadata.enable_fp_fusion}
-    return {"per_element": per_element, "elements": elements, **kept, **measured}
+    return {"per_element": per_element, "elements": elements, **cut, **kept, **measured}
 
 
 def _nvidia(compiled) -> dict[str, Any]:

@@ -28,15 +28,18 @@ TEXT = f"""\
 ## Triton kernels: static report
 
 **Compiled and counted, not measured.** Triton {triton.__version__} compiles each kernel for GPUs that are not here, and
-what came out is counted. Main variants: contiguous data, 16-byte aligned, noise from a key, the largest block; where
-variance channels are learned, the exact likelihood. Renew: `python -m benchmarks.static_report`. `tests/test_triton_aot.py`
-holds the instructions of every variant to a budget and counts them with the same code, `benchmarks/static.py`.
+what came out is counted. Main variants: contiguous data, 16-byte aligned, noise from a key, the blocks that the ops launch
+for 2^26 elements in samples of 3 x 64 x 64 (with as many elements a thread from 2^22 elements on, and in a loss from samples
+of 3072, a CIFAR image's); where variance channels are learned, the exact likelihood. Renew:
+`python -m benchmarks.static_report`. `tests/test_triton_aot.py` holds the instructions of every variant to a budget and counts
+them with the same code, `benchmarks/static.py`.
 
 ### What the compiler made
 
 One value where all targets agree, otherwise {" / ".join(static.TARGETS)}. For fill_key, advance and timesteps an element is
 a sample, for finish and finish_hybrid a program's share of a loss.
 
+- *Block* is a program's elements, *warps* its warps.
 - *Instructions an element* are all of a thread's over its elements: SASS, on gfx942 GCN (where a wavefront has 64 lanes, so
   a thread has half the elements). They are what stands in the code, NOPs aside: the prologue too, the slow paths of
   `sqrt.rn` and of a division, which hardly ever run, and in the bound's kernels (vlb, hybrid, terms) **both branches, t = 0
@@ -78,6 +81,8 @@ def other_variants() -> dict[str, static.Variant]:
 
 def compiled(reports: dict[str, list[dict]]) -> str:
     columns = {
+        "block": lambda r: str(r["block"]),
+        "warps": lambda r: str(r["warps"]),
         "registers": lambda r: str(r["registers"]),
         "stack, bytes": lambda r: str(r["stack"]),
         "spills": lambda r: str(r["spills"] + r.get("scalar_spills", 0)),

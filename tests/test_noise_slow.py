@@ -115,6 +115,40 @@ def test_angle_of_every_word_has_the_references_bits():
         assert equal(z[:, 0], cos.repeat_interleave(counts)) and equal(z[:, 1], sin.repeat_interleave(counts))
 
 
+# ---- the Triton kernels' root without a branch ----
+
+
+def roots_arguments(size=1 << 18):
+    """Every -2 ln u, by the float32 numbers that words round to: 0 .. 2^24, and the floats from there to 2^32."""
+    first, last = (int(torch.tensor(2.0**n).view(torch.int32)) for n in (24, 32))
+    before = None
+    for begin in range(0, (1 << 24) + last - first + 1, size):
+        i = torch.arange(begin, min(begin + size, (1 << 24) + last - first + 1), dtype=torch.int32)
+        number = torch.where(i < 1 << 24, i.float(), (i - (1 << 24) + first).view(torch.float32))
+        x = torch.unique_consecutive(philox.minus_2_ln(number))
+        yield x[1:] if before is not None and x[0] == before else x
+        before = x[-1]
+
+
+def root(x, r):
+    """kernels/triton/philox.py's, of any r."""
+    h, y = 0.5 * r, x * r
+    d = philox.fma(-y, h, 0.5)
+    h = philox.fma(h, d, h)
+    y = philox.fma(y, d, y)
+    return philox.fma(philox.fma(-y, y, x), h, y)
+
+
+def test_the_root_without_a_branch_is_sqrt_rn_for_every_rsqrt_within_3_ulp():
+    count = 0
+    for x in roots_arguments():
+        count += len(x)
+        nearest = x.clamp(min=1e-30).double().rsqrt().float().view(torch.int32)
+        for ulps in range(-3, 4):
+            assert equal(root(x, (nearest + ulps).view(torch.float32)), x.double().sqrt().float())
+    assert count == 39_104_402
+
+
 # ---- distribution ----
 
 

@@ -1,8 +1,9 @@
 """Compiles every Triton kernel and variant for GPUs that are not there, and reports what came out, as JSON on stdout.
 
 `python tests/triton_aot_lane.py [TARGET..]`, run by test_triton_aot.py in a process of its own (the interpreted lane must not
-share it). `--write-budget` renews triton_budget.json for every target: instructions an element (those of a thread, over its
-elements) of each variant. Compiling and counting is benchmarks/static.py's; here are the variants beyond its main ones.
+share it). `--write-budget` renews triton_budget.json for this triton and every target: instructions an element (those of a
+thread, over its elements) of each variant. Compiling and counting is benchmarks/static.py's; here are the variants beyond its
+main ones.
 """
 
 import argparse
@@ -111,7 +112,8 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.write_budget:
         counts = {t: {name: r["per_element"] for name, r in rows.items()} for t, rows in _reports(list(TARGETS)).items()}
-        BUDGET.write_text(json.dumps({"triton": triton.__version__, **counts}, indent=1) + "\n")
+        budgets = json.loads(BUDGET.read_text()) | {triton.__version__: counts}
+        BUDGET.write_text(json.dumps(budgets, indent=1, sort_keys=True) + "\n")
     else:
         print(json.dumps(_reports(chosen.targets or list(TARGETS))))
 

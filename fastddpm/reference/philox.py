@@ -75,12 +75,17 @@ def _polynomial(x: Tensor, coefficients: list[float]) -> Tensor:
 
 def radius(word: Tensor) -> Tensor:
     """sqrt(-2 ln u), u = fma(float32(w), 2^-32, 2^-33): float32 from a 32-bit word in int64."""
-    u = fma(2.0**-32, word.float(), 2.0**-33)
+    return _sqrt(minus_2_ln(word.float()))
+
+
+def minus_2_ln(number: Tensor) -> Tensor:
+    """-2 ln u of a word as a float32."""
+    u = fma(2.0**-32, number, 2.0**-33)
     bits = u.view(torch.int32)
     exponent = (bits - SQRT_HALF_BITS) >> 23
     f = (bits - (exponent << 23)).view(torch.float32) - 1
     log = fma(f * f, _polynomial(f, LOG), -2 * f)
-    return _sqrt(fma(MINUS_2_LN_2, exponent.float(), log))
+    return fma(MINUS_2_LN_2, exponent.float(), log)
 
 
 def _sqrt(x: Tensor) -> Tensor:

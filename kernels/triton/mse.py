@@ -17,7 +17,7 @@ import triton.language as tl
 
 from .columns import MSE, MSE_P, MSE_Q, MSE_R, MSE_W
 from .reduce import count_of, finish
-from .tile import column, like, per_sample, read, result, row_of, served, tile, tile_noise, tiles_of, write
+from .tile import VIEWS, column, like, per_sample, read, result, row_of, served, tile, tile_noise, tiles_of, write
 
 
 @triton.jit
@@ -33,7 +33,7 @@ def _difference(out_ptr, noise_ptr, x_0_ptr, x_t_ptr, row, elements, place, CHAN
     return read(out_ptr, place) - target
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=VIEWS)
 def mse_kernel(
     loss_ptr, out_ptr, noise_ptr, x_0_ptr, x_t_ptr, t_ptr, rows_ptr, num_rows, elements,
     T_STRIDE: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
@@ -46,7 +46,7 @@ def mse_kernel(
     tl.store(loss_ptr + tl.program_id(0), column(row, MSE_W) * tl.div_rn(total, elements * 1.0))
 
 
-@triton.jit(do_not_specialize=["num_rows", "count"])
+@triton.jit(do_not_specialize=["num_rows", "count"], do_not_specialize_on_alignment=VIEWS)
 def mse_backward_kernel(
     grad_ptr, out_ptr, noise_ptr, x_0_ptr, x_t_ptr, t_ptr, rows_ptr, num_rows, elements, upstream_ptr, count,
     UPSTREAM_STRIDE: tl.constexpr, T_STRIDE: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,

@@ -12,10 +12,10 @@ import triton
 import triton.language as tl
 
 from .columns import NOISING, NOISING_A, NOISING_S
-from .tile import column, like, read, result, row_of, served, tile, tile_noise, tiles_of, write
+from .tile import VIEWS, column, like, read, result, row_of, served, tile, tile_noise, tiles_of, write
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=VIEWS)
 def noising_kernel(
     out_ptr, x_ptr, noise_ptr, t_ptr, rows_ptr, num_rows, elements,
     T_STRIDE: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,

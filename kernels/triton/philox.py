@@ -8,6 +8,8 @@ The operations and their order are those of fastddpm/reference/philox.py, whose 
 and sqrt, each rounded once, so the bits are the same on every backend. Launches pass `enable_fp_fusion=False` to keep it so.
 """
 
+import torch
+
 import triton
 import triton.language as tl
 
@@ -19,6 +21,11 @@ _S0, _S1, _S2, _S3 = map(tl.constexpr, philox.SIN)
 _MINUS_2_LN_2 = tl.constexpr(philox.MINUS_2_LN_2)
 _SQRT_HALF_BITS = tl.constexpr(philox.SQRT_HALF_BITS)
 _TWO_M31, _TWO_M32, _TWO_M33 = (tl.constexpr(2.0**-n) for n in (31, 32, 33))
+
+BRANCHLESS_ROOT = False
+"""Whether the radius is `root` or, until that has run on a GPU, sqrt_rn. AMD's is always sqrt_rn."""
+
+_BRANCHLESS_ROOT = tl.constexpr(BRANCHLESS_ROOT and torch.version.hip is None)
 
 
 # ---- words ----
@@ -61,9 +68,28 @@ def minus_2_ln(x):
 
 
 @triton.jit
+def root(x):
+    """sqrt_rn's bits without its branch, for every -2 ln u that a word gives and any rsqrt within 3 ulp."""
+    r = tl.rsqrt(tl.maximum(x, 1e-30, propagate_nan=tl.PropagateNan.ALL))
+    h = 0.5 * r
+    y = x * r
+    d = tl.fma(-y, h, 0.5)
+    h = tl.fma(h, d, h)
+    y = tl.fma(y, d, y)
+    return tl.fma(tl.fma(-y, y, x), h, y)
+
+
+@triton.jit
 def radius(word):
     """sqrt(-2 ln u)."""
-    return tl.sqrt_rn(minus_2_ln(tl.fma(word.to(tl.float32), _TWO_M32, _TWO_M33)))
+    return radius_by(word, _BRANCHLESS_ROOT)
+
+
+@triton.jit
+def radius_by(word, BRANCHLESS: tl.constexpr):  # noqa: N803
+    """The same by a root of one's choice."""
+    x = minus_2_ln(tl.fma(word.to(tl.float32), _TWO_M32, _TWO_M33))
+    return root(x) if BRANCHLESS else tl.sqrt_rn(x)
 
 
 @triton.jit

@@ -1,5 +1,9 @@
 # ruff: noqa: N803 (constexpr arguments are written in capitals)
-"""The end of a loss that spans programs: a tiny launch that adds their shares, always in the same order."""
+"""The end of a loss that spans programs: a tiny launch that adds their shares, always in the same order.
+
+One program adds up to _RUN of them; where a loss has more, a launch before it adds runs of that length, each by a program of
+its own. The runs depend on a loss's shares alone.
+"""
 
 from torch import Tensor
 
@@ -9,24 +13,33 @@ import triton.language as tl
 from .tile import elements_of, launch
 
 NONE, MEAN, SUM = 0, 1, 2
-_PLANS = ((1 << 12, 8192, 8), (1 << 7, 1024, 4), (0, 128, 1))  # from how many shares on: a program's tile, its warps
+_TILES = ((128, 1), (1024, 4), (4096, 8))  # a program's shares at most, its warps
+_RUN = _TILES[-1][0]
 
 
 @triton.jit
-def _total(shares_ptr, count, TILE: tl.constexpr):
-    """The sum of this program's shares, `count` of them."""
+def _total(shares_ptr, first, count, TILE: tl.constexpr):
+    """The sum of this program's shares: those up to TILE from its `first` on, of a loss's `count`."""
     lane = tl.arange(0, TILE)
-    total = tl.zeros((TILE,), tl.float32)
-    shares_ptr += tl.program_id(0).to(tl.int64) * count
-    for start in range(0, count, TILE):
-        total += tl.load(shares_ptr + start + lane, mask=lane < count - start, other=0.0)
-    return tl.sum(total)
+    return tl.sum(tl.load(shares_ptr + first + lane, mask=lane < count, other=0.0))
+
+
+@triton.jit(do_not_specialize=["count"])
+def runs_kernel(sums_ptr, shares_ptr, count, TILE: tl.constexpr):
+    """sums[b, n] = sum of run n of loss b's shares."""
+    program = tl.program_id(0)
+    runs = (count - 1) // TILE + 1
+    loss = program // runs
+    start = (program - loss * runs) * TILE
+    tl.store(sums_ptr + program, _total(shares_ptr, loss.to(tl.int64) * count + start, count - start, TILE))
 
 
 @triton.jit(do_not_specialize=["count", "divisor"])
 def finish_kernel(loss_ptr, shares_ptr, count, divisor, TILE: tl.constexpr):
     """loss[b] = (sum of its shares) / divisor."""
-    tl.store(loss_ptr + tl.program_id(0), tl.div_rn(_total(shares_ptr, count, TILE), divisor * 1.0))
+    program = tl.program_id(0)
+    total = _total(shares_ptr, program.to(tl.int64) * count, count, TILE)
+    tl.store(loss_ptr + program, tl.div_rn(total, divisor * 1.0))
 
 
 @triton.jit(do_not_specialize=["count", "divisor", "vlb_weight"])
@@ -35,8 +48,9 @@ def finish_hybrid_kernel(
 ):
     """mse and vlb so, and loss = mse + vlb_weight vlb."""
     program = tl.program_id(0)
-    mse = tl.div_rn(_total(mse_shares_ptr, count, TILE), divisor * 1.0)
-    vlb = tl.div_rn(_total(vlb_shares_ptr, count, TILE), divisor * 1.0)
+    first = program.to(tl.int64) * count
+    mse = tl.div_rn(_total(mse_shares_ptr, first, count, TILE), divisor * 1.0)
+    vlb = tl.div_rn(_total(vlb_shares_ptr, first, count, TILE), divisor * 1.0)
     tl.store(mse_ptr + program, mse)
     tl.store(vlb_ptr + program, vlb)
     tl.store(loss_ptr + program, mse + vlb_weight * vlb)
@@ -60,21 +74,33 @@ def finish(shares: Tensor, batch: int, reduction: int) -> Tensor:
     losses = losses_of(batch, reduction)
     if len(shares) == losses:
         return shaped(shares, reduction)
+    shares = _runs(shares.view(losses, -1))
     loss = shares.new_empty(losses)
-    _launch(finish_kernel, losses, len(shares), (loss, shares), batch if reduction == MEAN else 1)
+    _launch(finish_kernel, losses, (loss, shares), shares.shape[1], batch if reduction == MEAN else 1)
     return shaped(loss, reduction)
 
 
 def finish_hybrid(mse_shares: Tensor, vlb_shares: Tensor, batch: int, reduction: int, vlb_weight: float) -> tuple[Tensor, ...]:
     """loss, mse and vlb, not yet shaped."""
     losses = losses_of(batch, reduction)
+    mse_shares, vlb_shares = (_runs(shares.view(losses, -1)) for shares in (mse_shares, vlb_shares))
     made = tuple(mse_shares.new_empty(losses) for _ in range(3))
-    tensors = (*made, mse_shares, vlb_shares)
-    _launch(finish_hybrid_kernel, losses, len(mse_shares), tensors, batch if reduction == MEAN else 1, vlb_weight)
+    tensors, count = (*made, mse_shares, vlb_shares), mse_shares.shape[1]
+    _launch(finish_hybrid_kernel, losses, tensors, count, batch if reduction == MEAN else 1, vlb_weight)
     return made
 
 
-def _launch(kernel, losses: int, shares: int, tensors: tuple[Tensor, ...], *scalars: float) -> None:
-    count = shares // losses
-    size, warps = next((size, warps) for least, size, warps in _PLANS if count >= least)
-    launch(tensors[0], kernel, (losses,), *tensors, count, *scalars, TILE=size, num_warps=warps)
+def _runs(shares: Tensor) -> Tensor:
+    """[losses, shares], with no more shares a loss than a program adds."""
+    losses, count = shares.shape
+    while count > _RUN:
+        runs = triton.cdiv(count, _RUN)
+        sums = shares.new_empty(losses, runs)
+        _launch(runs_kernel, losses * runs, (sums, shares), count)
+        shares, count = sums, runs
+    return shares
+
+
+def _launch(kernel, programs: int, tensors: tuple[Tensor, ...], count: int, *scalars: float) -> None:
+    tile, warps = next((tile, warps) for tile, warps in _TILES if tile >= min(count, _RUN))
+    launch(tensors[0], kernel, (programs,), *tensors, count, *scalars, TILE=tile, num_warps=warps)

@@ -18,7 +18,7 @@ import triton.language as tl
 
 from .columns import STEP, STEP_BOUND, STEP_K_0, STEP_K_O, STEP_K_V, STEP_K_X, STEP_P_O, STEP_P_X, STEP_SIGMA
 from .gaussian import exponential
-from .tile import column, halves, is_learned, like, read, result, row_of, served, tile, tile_noise, tiles_of, write
+from .tile import VIEWS, column, halves, is_learned, like, read, result, row_of, served, tile, tile_noise, tiles_of, write
 
 _PER_THREAD = {False: 32, True: 16}
 """Elements a thread at most, without and with variance channels."""
@@ -31,7 +31,7 @@ def _growth(out_ptr, variance, row):
     return e
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=VIEWS)
 def reverse_kernel(
     x_prev_ptr, x_0_ptr, out_ptr, x_ptr, noise_ptr, t_ptr, rows_ptr, num_rows, elements,
     LEARNED: tl.constexpr, T_STRIDE: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
@@ -55,7 +55,7 @@ def reverse_kernel(
     write(x_prev_ptr, place, x_prev)
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=VIEWS)
 def reverse_backward_kernel(
     grad_out_ptr, grad_x_ptr, grad_x_prev_ptr, grad_x_0_ptr, out_ptr, x_ptr, noise_ptr, t_ptr, rows_ptr, num_rows, elements,
     LEARNED: tl.constexpr, T_STRIDE: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,

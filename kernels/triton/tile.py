@@ -181,12 +181,19 @@ def column(row, N: tl.constexpr):
 
 # Elements a thread, by the tensor's elements: more of them amortise a program's scalar work, fewer fill the processors.
 _PER_THREAD = ((1 << 22, 32), (1 << 20, 16), (0, 8))
+# By a sample's, where the batch must not matter: it is taken to be large enough from a CIFAR image's size on.
+_PER_THREAD_ANY_BATCH = ((3072, 32), (0, 8))
 _WARPS = (4, 2, 1)
 _PADDING = 1.125  # accept that many lanes for each element; beyond it try fewer warps
 _WIDE_PER_THREAD = 8  # a Philox call an element keeps four times the words
 
 FLAGS = {"enable_fp_fusion": False}
 """Compile options of every launch: no contraction of a mul and an add into an fma that the contract does not name."""
+
+
+VIEWS = ("t_ptr", "next_t_ptr", "rows_ptr", "upstream_ptr", "mse_upstream_ptr", "vlb_upstream_ptr")
+"""Read a scalar at a time, and views of tables in a loop (`indices[t]`): a kernel specialised on their alignment to 16 bytes
+would be compiled again for every second of them. The data keep it, for their accesses by 16 bytes."""
 
 
 class Plan(NamedTuple):
@@ -196,17 +203,18 @@ class Plan(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def plan(batch: int, elements: int, channels: int, size: int | None = None, most: int = 32) -> Plan:
+def plan(batch: int, elements: int, channels: int, any_batch: bool = False, most: int = 32) -> Plan:
     """How many programs of what size.
 
     Args:
-        size: stands in for batch * elements where the cut must not depend on the batch.
+        any_batch: the cut of a sample does not depend on how many there are.
         most: elements a thread, where a kernel has not the registers for more.
     """
     if channels > _MAX_CHANNELS:
         block = 32 * _WARPS[0] * _WIDE_PER_THREAD
         return Plan((batch * max(1, -(-elements // block)),), block, _WARPS[0])
-    per_thread = next(n for at_least, n in _PER_THREAD if (batch * elements if size is None else size) >= at_least)
+    size, sizes = (elements, _PER_THREAD_ANY_BATCH) if any_batch else (batch * elements, _PER_THREAD)
+    per_thread = next(n for at_least, n in sizes if size >= at_least)
     per_thread = min(max(per_thread, triton.next_power_of_2(channels) // 2), most)
     best, least = None, None
     for warps in _WARPS:
@@ -261,14 +269,12 @@ def tiles_of(
         noises: what noise the kernel takes.
         learned: whether the network's output has variance channels too.
         walks: whose layout the tiles go along, where it isn't x's.
-        any_batch: the cut of a sample does not depend on how many there are.
-        most: as in `plan`.
+        any_batch, most: as in `plan`.
     """
     keyed = any(noise is not None and noise.dtype == torch.int64 for noise in noises)
     layout, channels = memory_format(x if walks is None else walks, x.shape[1] if (learned or keyed) and x.dim() > 3 else 0)
     elements = elements_of(x)
-    cut = plan(x.shape[0], elements, channels, elements if any_batch else None, most)
-    return Tiles(layout, channels, elements, cut)
+    return Tiles(layout, channels, elements, plan(x.shape[0], elements, channels, any_batch, most))
 
 
 def is_learned(output: Tensor, x: Tensor) -> bool:

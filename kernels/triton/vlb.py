@@ -25,7 +25,22 @@ import triton.language as tl
 from .columns import *
 from .gaussian import kl, nll
 from .reduce import NONE, count_of, finish, finish_hybrid, losses_of, shaped
-from .tile import column, halves, is_learned, like, per_sample, read, result, row_of, served, tile, tile_noise, tiles_of, write
+from .tile import (
+    VIEWS,
+    column,
+    halves,
+    is_learned,
+    like,
+    per_sample,
+    read,
+    result,
+    row_of,
+    served,
+    tile,
+    tile_noise,
+    tiles_of,
+    write,
+)
 
 _LOG2_E = tl.constexpr(1 / math.log(2))
 _PER_THREAD = 16  # elements at most: the registers hold no more at t = 0, and half of that in the tanh form's gradient
@@ -93,7 +108,7 @@ def _upstream(upstream_ptr, sample, STRIDE: tl.constexpr):
     return upstream
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=VIEWS)
 def vlb_kernel(
     vlb_ptr, out_ptr, x_0_ptr, x_t_ptr, noise_ptr, t_ptr, rows_ptr, num_rows, elements,
     LEARNED: tl.constexpr, TANH: tl.constexpr, T_STRIDE: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
@@ -108,7 +123,7 @@ def vlb_kernel(
     tl.store(vlb_ptr + tl.program_id(0), _mean(value, place, elements) * _LOG2_E)
 
 
-@triton.jit(do_not_specialize=["num_rows", "count"])
+@triton.jit(do_not_specialize=["num_rows", "count"], do_not_specialize_on_alignment=VIEWS)
 def vlb_backward_kernel(
     grad_ptr, out_ptr, x_0_ptr, x_t_ptr, noise_ptr, t_ptr, rows_ptr, num_rows, elements, upstream_ptr, count,
     LEARNED: tl.constexpr, TANH: tl.constexpr, UPSTREAM_STRIDE: tl.constexpr, T_STRIDE: tl.constexpr,
@@ -128,7 +143,7 @@ def vlb_backward_kernel(
         write(grad_ptr, variance, scale_v * by_delta)
 
 
-@triton.jit(do_not_specialize=["num_rows", "vlb_weight"])
+@triton.jit(do_not_specialize=["num_rows", "vlb_weight"], do_not_specialize_on_alignment=VIEWS)
 def hybrid_kernel(
     loss_ptr, mse_ptr, vlb_ptr, out_ptr, x_0_ptr, x_t_ptr, noise_ptr, t_ptr, rows_ptr, num_rows, elements, vlb_weight,
     LEARNED: tl.constexpr, TANH: tl.constexpr, T_STRIDE: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
@@ -151,7 +166,7 @@ def hybrid_kernel(
         tl.store(loss_ptr + tl.program_id(0), mse + vlb_weight * vlb)
 
 
-@triton.jit(do_not_specialize=["num_rows", "count", "vlb_weight"])
+@triton.jit(do_not_specialize=["num_rows", "count", "vlb_weight"], do_not_specialize_on_alignment=VIEWS)
 def hybrid_backward_kernel(
     grad_ptr, out_ptr, x_0_ptr, x_t_ptr, noise_ptr, t_ptr, rows_ptr, num_rows, elements,
     upstream_ptr, mse_upstream_ptr, vlb_upstream_ptr, count, vlb_weight,
@@ -178,7 +193,7 @@ def hybrid_backward_kernel(
         write(grad_ptr, variance, scale_v * by_delta)
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=VIEWS)
 def terms_kernel(
     terms_ptr, next_x_t_ptr, out_ptr, x_0_ptr, x_t_ptr, noise_ptr, next_noise_ptr, t_ptr, rows_ptr, num_rows, elements,
     next_t_ptr, NEXT_T_STRIDE: tl.constexpr,

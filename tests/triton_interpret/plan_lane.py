@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from fastddpm.kernels.reduce import finish
 from fastddpm.kernels.tile import _MAX_CHANNELS, plan, positions_of
 from interpreted import ON_CPU, SCHEDULE, calls, key, vlb_rows
 from triton.runtime.interpreter import GridExecutor
 
+from benchmarks import static
 from fastddpm import coefficients, kernels, ops
 
 
@@ -25,9 +27,10 @@ def test_every_launch_refuses_to_contract(launches):
     """A mul and an add made one fma round once where the contract rounds twice; the interpreter never does it."""
     for name, arguments in calls():
         getattr(kernels, name)(*arguments)
+    finish(torch.zeros(5000), 1, ops.SUM)
     contracts = {kernel: options.get("enable_fp_fusion", True) for kernel, _, options in launches}
     kinds = {"fill_key", "advance", "timesteps", "randn", "noising", "mse", "mse_backward", "reverse", "reverse_backward",
-             "vlb", "vlb_backward", "hybrid", "hybrid_backward", "terms", "finish", "finish_hybrid"}  # fmt: skip
+             "vlb", "vlb_backward", "hybrid", "hybrid_backward", "terms", "runs", "finish", "finish_hybrid"}  # fmt: skip
     assert contracts == {f"{kind}_kernel": False for kind in kinds}
 
 
@@ -35,9 +38,9 @@ BATCHES = (1, 1024)
 LOSSES = ("mse_loss", "vlb_loss", "hybrid_loss", "vlb_terms")
 
 
-def arguments_of(name, batch, layout):
+def arguments_of(name, batch, layout=torch.contiguous_format, side=32):
     """Of an op on images, whose memory holds anything."""
-    x_0, both = (torch.empty(batch, c, 32, 32).to(memory_format=layout) for c in (3, 6))
+    x_0, both = (torch.empty(batch, c, side, side).to(memory_format=layout) for c in (3, 6))
     t = torch.zeros(batch, dtype=torch.int64)
     terms = (both, x_0, None, key(batch), t, vlb_rows("epsilon", "learned_range"), False)
     mse = (x_0, key(batch), None, None, t, coefficients.mse_rows(SCHEDULE, "epsilon", None, *ON_CPU), ops.NONE)
@@ -74,6 +77,19 @@ def test_a_gradient_is_cut_by_the_batch_too(launches, name):
     """Which says that the sizes above tell."""
     one, many = cuts(launches, name, torch.contiguous_format)
     assert one != many
+
+
+@pytest.mark.parametrize("name", [*LOSSES, "mse_loss_backward", "vlb_loss_backward"])
+def test_the_static_report_counts_the_blocks_that_are_launched(launches, name):
+    """At 64 x 64, and as many elements a thread at 32 x 32."""
+    counted = {v.kernel.fn.__name__: v for kind in (static.main_variants, static.bound_variants) for v in kind("fp32").values()}
+    for side in (32, 64):
+        launches.clear()
+        getattr(kernels, name)(*arguments_of(name, 2**26 // 3 // side**2, side=side))
+        kernel, _, options = launches[0]
+        cut, wanted = (options["BLOCK"], options["num_warps"]), (counted[kernel].block, counted[kernel].warps)
+        assert cut[0] // cut[1] == wanted[0] // wanted[1]
+        assert cut == wanted or side == 32
 
 
 def test_every_plan_covers_its_tensor_once():

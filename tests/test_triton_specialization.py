@@ -1,0 +1,47 @@
+"""What makes Triton compile a kernel again, by its own binder, which needs no GPU."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from fastddpm.kernels.noising import noising_kernel
+from fastddpm.kernels.reverse import reverse_kernel
+from triton.backends.compiler import GPUTarget
+from triton.compiler import make_backend
+from triton.runtime.jit import create_function_from_signature
+
+BACKEND = make_backend(GPUTarget("cuda", 90, 32))
+DATA = torch.zeros(2, 4096)
+KEY = torch.zeros(2, 2, dtype=torch.int64)
+INDICES = torch.arange(20)
+ROWS = torch.zeros(200)
+CUT = {"T_STRIDE": 0, "CHANNELS": 0, "BLOCK": 4096}
+
+
+def specialization(kernel, data, t, rows, num_rows):
+    bind = create_function_from_signature(kernel.signature, kernel.params, BACKEND)
+    if kernel is noising_kernel:
+        arguments, constants = (data, data, KEY), CUT
+    else:
+        arguments, constants = (data, None, data, data, KEY), {**CUT, "LEARNED": False}
+    return bind(*arguments, t, rows, num_rows, 4096, **constants, debug=False)[1]
+
+
+@pytest.mark.parametrize("kernel", [noising_kernel, reverse_kernel])
+def test_a_loop_compiles_one_kernel(kernel):
+    """Whatever its index, its rows' place and their number."""
+    first = specialization(kernel, DATA, INDICES[0], ROWS, 1000)
+    for i in range(9):
+        assert specialization(kernel, DATA, INDICES[i], ROWS, 1000) == first
+    assert specialization(kernel, DATA, INDICES[0], ROWS[1:], 1000) == first
+    for num_rows in (1, 16, 17):
+        assert specialization(kernel, DATA, INDICES[0], ROWS, num_rows) == first
+
+
+@pytest.mark.parametrize("kernel", [noising_kernel, reverse_kernel])
+def test_data_that_are_not_aligned_have_a_kernel_of_their_own(kernel):
+    """The aligned ones are accessed by 16 bytes."""
+    unaligned = torch.zeros(2 * 4096 + 1)[1:].view(2, 4096)
+    first = specialization(kernel, DATA, INDICES[0], ROWS, 1000)
+    assert specialization(kernel, unaligned, INDICES[0], ROWS, 1000) != first
