@@ -14,7 +14,7 @@ from .coefficients import vlb_rows
 from .functional import arithmetic, check_reduction, mse_loss, q_sample, reverse_step
 from .importance import LossSecondMoment
 from .models import Model, call_model, device_of
-from .noise import advance, noise_key, randn, timesteps
+from .noise import noise_key, randn, timesteps
 from .schedule import FIRST_VARIANCES, LEARNED_VARIANCE_TYPES, VARIANCE_TYPES, NoiseSchedule, check_schedule
 from .vlb import CDFS, hybrid_loss, prior_kl, vlb_loss
 
@@ -181,12 +181,12 @@ class GaussianDiffusion:
         device = device_of(model) if device is None else torch.device(device)
         rows = self._ddpm_rows(steps, clip_denoised)
         x = randn(noise_key(seed, 0, shape[0], stream="initial", device=device), shape)
-        key = noise_key(seed, 0, shape[0], stream="reverse", device=device)
+        keys = noise_key(seed, 0, shape[0], stream="reverse", device=device).repeat(len(rows), 1, 1)
+        keys[..., 1] += rows.indices_on(device).flip(0)[:, None] << 32  # a step's number is how far it is from the first, T - 1
         model_t = rows.timesteps_on(device).clone()  # a model may change its t in place
         for i in tqdm(range(len(rows) - 1, -1, -1), desc="sampling", unit="step", disable=not progress):
             output = call_model(model, x, model_t[i].expand(shape[0]), model_kwargs, self.variance_type)
-            x, _ = reverse_step(output, x, i, rows, key, return_x_0=False)
-            advance(key)
+            x, _ = reverse_step(output, x, i, rows, keys[i], return_x_0=False)
         return x
 
     @torch.no_grad()
