@@ -181,8 +181,8 @@ class GaussianDiffusion:
         device = device_of(model) if device is None else torch.device(device)
         rows = self._ddpm_rows(steps, clip_denoised)
         x = randn(noise_key(seed, 0, shape[0], stream="initial", device=device), shape)
-        keys = noise_key(seed, 0, shape[0], stream="reverse", device=device).repeat(len(rows), 1, 1)
-        keys[..., 1] += rows.indices_on(device).flip(0)[:, None] << 32  # a step's number is how far it is from the first, T - 1
+        key = noise_key(seed, 0, shape[0], stream="reverse", device=device)
+        keys = keys_of(key, rows.indices_on(device).flip(0))  # a step's number is how far it is from the first, T - 1
         model_t = rows.timesteps_on(device).clone()  # a model may change its t in place
         for i in tqdm(range(len(rows) - 1, -1, -1), desc="sampling", unit="step", disable=not progress):
             output = call_model(model, x, model_t[i].expand(shape[0]), model_kwargs, self.variance_type)
@@ -243,7 +243,9 @@ class GaussianDiffusion:
         terms = []
         with tqdm(total=len(parts) * len(chain), desc="bits/dim", unit="step", disable=not progress) as bar:
             for part in parts:
-                noises = keys_of(given[part], chain) if noise is None else [given[part]] * len(chain)
+                # a step's number is its timestep in the original chain: a respaced one sees the x_t of the whole at that level
+                steps_of = chain.timesteps_on(x_0.device)
+                noises = list(keys_of(given[part], steps_of)) if noise is None else [given[part]] * len(chain)
                 kwargs = model_kwargs if len(parts) == 1 else share_of(model_kwargs, part, len(x_0))
                 terms.append(walk.terms(x_0[part], noises, kwargs, bar))
         vb, x_0_mse = torch.cat(terms, 2).permute(1, 2, 0).contiguous()
