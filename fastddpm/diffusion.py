@@ -180,10 +180,23 @@ class GaussianDiffusion:
             raise ValueError(f"seed: expected an int or [{shape[0]}] seeds, one an image, got {describe(seed)}")
         device = device_of(model) if device is None else torch.device(device)
         rows = self._ddpm_rows(steps, clip_denoised)
-        x = randn(noise_key(seed, 0, shape[0], stream="initial", device=device), shape)
-        key = noise_key(seed, 0, shape[0], stream="reverse", device=device)
-        keys = keys_of(key, rows.indices_on(device).flip(0))  # a step's number is how far it is from the first, T - 1
-        model_t = rows.timesteps_on(device).clone()  # a model may change its t in place
+        initial, reverse = (noise_key(seed, 0, shape[0], stream=stream, device=device) for stream in ("initial", "reverse"))
+        return self._walk(model, shape, rows, initial, reverse, model_kwargs, progress)
+
+    def _walk(
+        self,
+        model: Model,
+        shape: tuple[int, ...],
+        rows: samplers.StepRows,
+        initial: Tensor,
+        reverse: Tensor,
+        model_kwargs: Mapping[str, Any] | None,
+        progress: bool = False,
+    ) -> Tensor:
+        """The loop of `sample`, from x_T of one key, each step with its noise of the other: no host in it but the bar."""
+        x = randn(initial, shape)
+        keys = keys_of(reverse, rows.indices_on(x.device).flip(0))  # a step's number is how far it is from the first, T - 1
+        model_t = rows.timesteps_on(x.device).clone()  # a model may change its t in place
         for i in tqdm(range(len(rows) - 1, -1, -1), desc="sampling", unit="step", disable=not progress):
             output = call_model(model, x, model_t[i].expand(shape[0]), model_kwargs, self.variance_type)
             x, _ = reverse_step(output, x, i, rows, keys[i], return_x_0=False)
