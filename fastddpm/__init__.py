@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from . import samplers
 from .diffusion import GaussianDiffusion
 from .functional import mse_loss, q_sample, q_step, reverse_step
+from .graphs import GraphedSampler, GraphedTrainingStep
 from .importance import LossSecondMoment
 from .memory import empty_cache
 from .noise import STREAMS, advance, noise_key, randn, timesteps
@@ -19,6 +20,8 @@ except PackageNotFoundError:  # run from a source tree that was never installed
 __all__ = [
     "STREAMS",
     "GaussianDiffusion",
+    "GraphedSampler",
+    "GraphedTrainingStep",
     "LossSecondMoment",
     "NoiseSchedule",
     "advance",

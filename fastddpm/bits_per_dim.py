@@ -47,11 +47,11 @@ def parts_of(batch: int, batch_size: int | None) -> list[slice]:
     return [slice(start, start + batch_size) for start in range(0, max(batch, 1), batch_size)]
 
 
-def keys_of(key: Tensor, chain: NoiseSchedule) -> list[Tensor]:
-    """The key at every step. Its step (28 bits from 32 up) is the timestep in the original chain, so a respaced chain sees the
-    x_t that the whole chain sees at the same level of noise."""
-    step = torch.stack((torch.zeros_like(chain.timesteps), chain.timesteps << 32), 1)
-    return list((key + step.to(key.device)[:, None]).unbind())
+def keys_of(key: Tensor, steps: Tensor) -> Tensor:
+    """The key, whose step is 0, at each of these steps of its device: `[S, B, 2]`. (A key's step is 28 bits from 32 up.)"""
+    keys = key.repeat(len(steps), 1, 1)
+    keys[..., 1] += steps[:, None] << 32
+    return keys
 
 
 def share_of(model_kwargs: Mapping[str, Any] | None, part: slice, batch: int) -> dict[str, Any]:

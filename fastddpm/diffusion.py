@@ -1,6 +1,6 @@
 """GaussianDiffusion: a schedule and the functions, tied to a model."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from .coefficients import vlb_rows
 from .functional import arithmetic, check_reduction, mse_loss, q_sample, reverse_step
 from .importance import LossSecondMoment
 from .models import Model, call_model, device_of
-from .noise import advance, noise_key, randn, timesteps
+from .noise import noise_key, randn, timesteps
 from .schedule import FIRST_VARIANCES, LEARNED_VARIANCE_TYPES, VARIANCE_TYPES, NoiseSchedule, check_schedule
 from .vlb import CDFS, hybrid_loss, prior_kl, vlb_loss
 
@@ -71,6 +71,7 @@ class GaussianDiffusion:
         self.cdf = cdf
         self.vlb_weight = vlb_weight
         self.first_variance = first_variance
+        self._kept: dict[tuple, Any] = {}
 
     @property
     def learns_variance(self) -> bool:
@@ -178,14 +179,27 @@ class GaussianDiffusion:
         if isinstance(seed, Tensor) and seed.shape != shape[:1]:
             raise ValueError(f"seed: expected an int or [{shape[0]}] seeds, one an image, got {describe(seed)}")
         device = device_of(model) if device is None else torch.device(device)
-        rows = samplers.ddpm(self._chain(steps), self.prediction_type, self.variance_type, clip_denoised)
-        x = randn(noise_key(seed, 0, shape[0], stream="initial", device=device), shape)
-        key = noise_key(seed, 0, shape[0], stream="reverse", device=device)
-        model_t = rows.timesteps_on(device).clone()  # a model may change its t in place
+        rows = self._ddpm_rows(steps, clip_denoised)
+        initial, reverse = (noise_key(seed, 0, shape[0], stream=stream, device=device) for stream in ("initial", "reverse"))
+        return self._walk(model, shape, rows, initial, reverse, model_kwargs, progress)
+
+    def _walk(
+        self,
+        model: Model,
+        shape: tuple[int, ...],
+        rows: samplers.StepRows,
+        initial: Tensor,
+        reverse: Tensor,
+        model_kwargs: Mapping[str, Any] | None,
+        progress: bool = False,
+    ) -> Tensor:
+        """The loop of `sample`, from x_T of one key, each step with its noise of the other: no host in it but the bar."""
+        x = randn(initial, shape)
+        keys = keys_of(reverse, rows.indices_on(x.device).flip(0))  # a step's number is how far it is from the first, T - 1
+        model_t = rows.timesteps_on(x.device).clone()  # a model may change its t in place
         for i in tqdm(range(len(rows) - 1, -1, -1), desc="sampling", unit="step", disable=not progress):
             output = call_model(model, x, model_t[i].expand(shape[0]), model_kwargs, self.variance_type)
-            x, _ = reverse_step(output, x, i, rows, key, return_x_0=False)
-            advance(key)
+            x, _ = reverse_step(output, x, i, rows, keys[i], return_x_0=False)
         return x
 
     @torch.no_grad()
@@ -237,20 +251,44 @@ class GaussianDiffusion:
         options = (self.prediction_type, self.variance_type, clip_denoised, self.first_variance)
         rows = vlb_rows(chain, *options, None, x_0.device, arithmetic(x_0))
         walk = Walk(chain, rows, model, self.variance_type, cdf == "tanh")
-        prior, snr = prior_kl(x_0, chain), chain.snr.to(rows)
+        prior, snr = prior_kl(x_0, chain), chain.table(_snr, rows.device, rows.dtype)
         parts = parts_of(len(x_0), batch_size)
         terms = []
         with tqdm(total=len(parts) * len(chain), desc="bits/dim", unit="step", disable=not progress) as bar:
             for part in parts:
-                noises = keys_of(given[part], chain) if noise is None else [given[part]] * len(chain)
+                # a step's number is its timestep in the original chain: a respaced one sees the x_t of the whole at that level
+                steps_of = chain.timesteps_on(x_0.device)
+                noises = list(keys_of(given[part], steps_of)) if noise is None else [given[part]] * len(chain)
                 kwargs = model_kwargs if len(parts) == 1 else share_of(model_kwargs, part, len(x_0))
                 terms.append(walk.terms(x_0[part], noises, kwargs, bar))
         vb, x_0_mse = torch.cat(terms, 2).permute(1, 2, 0).contiguous()
         return {"total": prior + vb.sum(1), "prior": prior, "vb": vb, "x_0_mse": x_0_mse, "eps_mse": snr * x_0_mse}
 
     def _chain(self, steps: int | None) -> NoiseSchedule:
-        return self.schedule if steps is None else self.schedule.respace(steps)
+        """Kept, as the rows are: a second call uploads nothing, and a captured graph's tables live as long as this object."""
+        if steps is None:
+            return self.schedule
+        if type(steps) is not int:
+            return self.schedule.respace(steps)
+        return self._keep(("chain", self.schedule, steps), lambda: self.schedule.respace(steps))
+
+    def _ddpm_rows(self, steps: int | None, clip_denoised: bool) -> samplers.StepRows:
+        options = (self._chain(steps), self.prediction_type, self.variance_type, clip_denoised)
+        return self._keep(("ddpm", *options), lambda: samplers.ddpm(*options))
+
+    def _keep(self, name: tuple, make: Callable[[], Any]) -> Any:
+        """By all that it is made of: whoever changes an attribute gets another."""
+        if name not in self._kept:
+            self._kept[name] = make()
+        return self._kept[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_kept": {}}  # a copy makes its own
 
     def _model_t(self, t: Tensor) -> Tensor:
         """In memory of its own, which the model may change."""
         return self.schedule.timesteps_on(t.device)[t] if self.schedule.is_respaced else t.clone()
+
+
+def _snr(chain: NoiseSchedule) -> Tensor:
+    return chain.snr

@@ -100,8 +100,10 @@ def test_help_names_every_setting_and_its_default(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     text = capsys.readouterr().out
-    assert all(option in text for option in ("--data", "--resume", "--overwrite", "--ema-decay", "--checkpoint-every"))
-    assert "(0.995)" in text and "None" not in text
+    assert all(
+        option in text for option in ("--data", "--resume", "--overwrite", "--ema-decay", "--checkpoint-every", "--compile")
+    )
+    assert "(0.995)" in text and "None" not in text and "False" not in text
 
 
 @needs_diffusers

@@ -56,6 +56,7 @@ def test_no_import_circle():
         ("ops", "autograd"),
         ("functional", "diffusion"),
         ("bits_per_dim", "diffusion"),
+        ("diffusion", "graphs"),
     ],
 )
 def test_data_flows_one_way(below, above):

@@ -1,6 +1,8 @@
 """A training step never waits for the host: no value is read from a tensor, nothing moves between devices, and after the
 first step nothing is uploaded. Seen from the dispatcher, so that it holds on a machine without a GPU."""
 
+import copy
+import pickle
 from pathlib import Path
 
 import pytest
@@ -157,7 +159,38 @@ def test_a_sampling_loop_reads_nothing():
 
     with mode:
         diffusion.sample(model, (2, 3, 8, 8), steps=4, progress=False)
-    assert mode.seen.count("reverse_step") == 4
+    assert mode.seen.count("reverse_step") == 4 and "advance_" not in mode.seen  # one launch a step: all keys are made before
+
+
+@pytest.mark.parametrize("steps", [None, 4])
+@pytest.mark.parametrize("call", ["sample", "bits_per_dim"])
+def test_a_second_call_of_a_loop_uploads_nothing(call, steps):
+    """From its first line on: rows, indices and timesteps are the first call's."""
+    diffusion, net = GaussianDiffusion(NoiseSchedule.linear(8)), Model()
+    given = (2, 3, 8, 8) if call == "sample" else values(2, 3, 8, 8).clamp(-1, 1)
+
+    def run():
+        return getattr(diffusion, call)(net, given, steps=steps, progress=False)
+
+    run()
+    with NoHostReads(uploads=False):
+        run()
+
+
+def test_a_loop_finds_no_rows_of_another_attribute_and_a_copy_makes_its_own():
+    def run(diffusion):
+        return diffusion.sample(zero, (2, 3, 8, 8), steps=4, progress=False)
+
+    def zero(x, t):
+        return torch.zeros_like(x)
+
+    diffusion = GaussianDiffusion(NoiseSchedule.linear(8))
+    before = run(diffusion)
+    assert torch.equal(run(copy.deepcopy(diffusion)), before)
+    assert torch.equal(run(pickle.loads(pickle.dumps(diffusion))), before)
+    diffusion.schedule = NoiseSchedule.cosine(8)
+    assert torch.equal(run(diffusion), run(GaussianDiffusion(NoiseSchedule.cosine(8))))
+    assert not torch.equal(run(diffusion), before)
 
 
 BAD_STEPS = {

@@ -60,7 +60,7 @@ IMPORTS = "import os, signal, sys\nfrom fastddpm.train import checkpoint, cli, t
 
 def run_script(out, patch):
     """The command line in a process of its own, with `patch` run before it: patches say where it meets its end."""
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in CONFIG.to_dict().items() if value is not None]
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in CONFIG.to_dict().items() if value not in (None, False)]
     script = f"{IMPORTS}\n{patch}\nsys.exit(cli.main(sys.argv[1:]))"
     command = [sys.executable, "-c", script, "train", f"--out={out}", *options]
     return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
@@ -183,6 +183,10 @@ OTHERS = {
     "timestep_sampling": "importance",
     "width": 16,
     "dropout": 0.1,
+    "precision": "bf16",
+    "channels_last": True,
+    "compile": True,
+    "graph": "off",
     "seed": 1,
     "checkpoint_every": 100,
     "log_every": 10,

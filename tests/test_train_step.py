@@ -8,8 +8,10 @@ from torch.nn.utils import parameters_to_vector
 
 pytest.importorskip("diffusers")
 
-from fastddpm.train import TrainConfig, train
-from fastddpm.train.trainer import Trainer, learning_rate, update
+from recorded_graphs import recorded
+
+from fastddpm.train import TrainConfig, UsageError, train
+from fastddpm.train.trainer import Trainer, learning_rate, make_optimizer, update
 
 CONFIG = TrainConfig(data="digits", steps=2, batch_size=4, width=8, timesteps=20)
 
@@ -37,14 +39,14 @@ def test_the_learning_rate_warms_up_and_falls_as_a_cosine(step, expected):
 def test_every_step_has_its_own_learning_rate(tmp_path, monkeypatch):
     monkeypatch.setattr("fastddpm.train.trainer.learning_rate", lambda config, step: config.lr * (step + 1))
     run = train(replace(CONFIG, steps=3, lr=0.01), tmp_path)
-    assert run.optimizer.param_groups[0]["lr"] == pytest.approx(0.03)
+    assert float(run.optimizer.param_groups[0]["lr"]) == pytest.approx(0.03)
 
 
 @pytest.mark.parametrize("norm, moved", [(10.0, 1.0), (0.5, 0.5)])
 def test_an_update_moves_by_the_clipped_gradient(norm, moved):
     """By a norm of 1 at most, whatever the parameters that it is of; and the next step begins without gradients."""
     network = torch.nn.Linear(4, 3)
-    optimizer, before = torch.optim.SGD(network.parameters(), lr=7.0), weights(network)
+    optimizer, before = torch.optim.SGD(network.parameters(), lr=torch.tensor(7.0)), weights(network)
     direction = torch.nn.functional.normalize(torch.arange(1.0, 16.0), dim=0)
     (norm * direction @ parameters_to_vector(network.parameters())).backward()
     update(network, optimizer, 0.25)
@@ -76,3 +78,61 @@ def test_the_network_drops_out_and_the_average_does_not(tmp_path):
     x, t = torch.ones(2, 1, 8, 8), torch.tensor([0, 9])
     assert torch.equal(run.average(x, t).sample, run.average(x, t).sample)
     assert not torch.equal(run.network(x, t).sample, run.network(x, t).sample)
+
+
+@pytest.mark.parametrize("dtype, precision", [(torch.float32, "fp32"), (torch.bfloat16, "bf16")])
+def test_a_precision_is_the_networks_and_not_its_weights(tmp_path, dtype, precision):
+    trainer, seen = Trainer(replace(CONFIG, precision=precision), tmp_path), []
+    trainer.network.conv_in.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    trainer.train_step()
+    assert seen == [dtype] and {x.dtype for x in trainer.network.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_channels_last_is_how_weights_and_activations_lie(tmp_path, channels_last):
+    trainer, seen = Trainer(replace(CONFIG, data="digits", channels_last=channels_last), tmp_path), []
+
+    def lies(x):
+        return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+    trainer.network.conv_in.register_forward_hook(lambda module, inputs, output: seen.append(lies(output)))
+    trainer.train_step()
+    assert seen == [channels_last] and lies(trainer.network.mid_block.resnets[0].conv1.weight) is channels_last
+
+
+def test_a_compiled_network_is_called_and_its_weights_keep_their_names(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda call, **_: lambda *inputs: (compiled.append(1), call(*inputs))[1])
+    run = train(replace(CONFIG, compile=True), tmp_path / "compiled")
+    plain = train(CONFIG, tmp_path / "plain")
+    assert len(compiled) == run.step == 2
+    assert list(run.network.state_dict()) == list(plain.network.state_dict())
+
+
+@pytest.mark.parametrize("graph, captures", [("auto", True), ("off", False)])
+def test_a_step_is_a_graph_where_there_are_graphs(tmp_path, monkeypatch, graph, captures):
+    """By a stand-in that records it; the run is the same to the bit."""
+    config = replace(CONFIG, graph=graph, steps=4)
+    plain = train(config, tmp_path / "plain")
+    monkeypatch.setattr("fastddpm.graphs._has_graphs", lambda device: True)
+    monkeypatch.setattr("fastddpm.graphs._beside", lambda run, device: run())
+    monkeypatch.setattr("fastddpm.graphs._captured", recorded)
+    monkeypatch.setattr("fastddpm.train.trainer.make_optimizer", capturable)
+    run = train(config, tmp_path / "run")
+    assert (run.graphed._graph is not None) is captures
+    assert torch.equal(weights(run.network), weights(plain.network))
+    assert torch.equal(weights(run.average), weights(plain.average))
+    assert run.metrics.lines[0]["loss"] == plain.metrics.lines[0]["loss"]
+
+
+def capturable(network, config):
+    optimizer = make_optimizer(network, config)
+    for group in optimizer.param_groups:
+        group["capturable"] = True
+    return optimizer
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_a_graph_is_refused_without_a_gpu(tmp_path):
+    with pytest.raises(UsageError, match="graph: expected auto or off on a machine without a GPU, got 'on'"):
+        Trainer(replace(CONFIG, graph="on"), tmp_path)

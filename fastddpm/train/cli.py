@@ -61,8 +61,11 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     start.add_argument("--overwrite", action="store_true", help="begin anew where --out holds a run already")
     settings = parser.add_argument_group("settings of the run")
     for setting in fields(TrainConfig)[1:]:
-        about = setting.metadata["about"] + ("" if setting.default is None else f" ({setting.default})")
+        about = setting.metadata["about"] + ("" if setting.default in (None, False) else f" ({setting.default})")
         option, kind = "--" + setting.name.replace("_", "-"), setting.metadata["kind"]
+        if kind is bool:
+            settings.add_argument(option, action="store_true", default=argparse.SUPPRESS, help=about)
+            continue
         settings.add_argument(option, type=kind, default=argparse.SUPPRESS, metavar=kind.__name__.upper(), help=about)
 
 

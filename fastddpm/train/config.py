@@ -14,6 +14,8 @@ SCHEDULES = {"linear": NoiseSchedule.linear, "cosine": NoiseSchedule.cosine}
 LOSSES = ("mse", "hybrid", "kl", "rescaled_kl")
 FIXED_VARIANCES, LEARNED_VARIANCES = ("fixed_small", "fixed_large"), ("learned", "learned_range")
 TIMESTEP_SAMPLINGS = ("uniform", "importance")
+AUTOCASTS = {"fp32": None, "bf16": torch.bfloat16}
+"""What the network runs in by autocast, for each precision."""
 HISTORY = 10
 """The losses of each t that importance sampling waits for (Nichol & Dhariwal 2021)."""
 CHANNELS = {"grey": 1, "rgb": 3}
@@ -35,6 +37,10 @@ def _count(default: int, about: str) -> Any:
 
 def _choice(default: str | None, about: str, choices: tuple[str, ...]) -> Any:
     return _setting(default, str, about, f"one of {', '.join(choices)}", lambda value: value in (default, *choices))
+
+
+def _flag(about: str) -> Any:
+    return _setting(False, bool, about, "True or False", lambda value: isinstance(value, bool))
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,12 @@ class TrainConfig:
         lambda value: value >= 1 and value % GROUPS == 0,
     )
     dropout: float = _setting(0.0, float, "inside the network", "0 <= dropout < 1", lambda value: 0 <= value < 1)
+    precision: str = _choice(
+        "fp32", "fp32, or bf16: the network runs under autocast, its weights stay float32", tuple(AUTOCASTS)
+    )
+    channels_last: bool = _flag("the network's weights and the images lie channels last")
+    compile: bool = _flag("the network is compiled by torch.compile")
+    graph: str = _choice("auto", "whether a step is a CUDA graph: auto (on a GPU), on or off", ("auto", "on", "off"))
     seed: int = _setting(
         0, int, "of the weights, the batches and the noise", "0 <= seed < 2^63", lambda value: 0 <= value < 1 << 63
     )

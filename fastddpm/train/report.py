@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from .. import noise_key, q_sample, timesteps
-from .config import TrainConfig
+from ..graphs import update_average
+from .config import AUTOCASTS, TrainConfig
 from .data import as_float
 from .eager import EagerLoss
 from .network import make_scheduler
-from .trainer import Trainer, learning_rate, make_optimizer, update, update_average
+from .trainer import Trainer, learning_rate, make_optimizer, update
 
 STAGES = ("noising", "network", "loss", "optimizer", "EMA")
 WARMUP_STEPS = 3
@@ -85,11 +86,14 @@ class _Step:
         self.eager_loss = EagerLoss(self.config, self.schedule, trainer.device)
         self.t_sampler = copy.deepcopy(trainer.t_sampler)
         self.network = copy.deepcopy(trainer.network)
+        if self.config.compile:  # which no copy inherits
+            self.network.compile()
         self.optimizer = make_optimizer(self.network, self.config)
         self.average = copy.deepcopy(trainer.average)
 
     def run(self, i: int) -> None:
         x_0 = as_float(self.trainer.images[self.trainer.order.indices(i)])
+        x_0 = x_0.contiguous(memory_format=self.trainer.memory_format)
         noise, eager_t, eager_x_t = self.clock("eager noising", lambda: self._eager_noising(x_0))
         key, t, x_t = self.clock("noising", lambda: self._noising(x_0, i))
         output, forward = self._timed_forward(x_t, t)
@@ -118,7 +122,9 @@ class _Step:
             self.t_sampler.update(t, torch.ones(len(t), device=t.device))
 
     def _timed_forward(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, float]:
-        output = self.clock("forward", lambda: self.network(x_t, t).sample)
+        autocast = AUTOCASTS[self.config.precision]
+        with torch.autocast(x_t.device.type, autocast, enabled=autocast is not None):
+            output = self.clock("forward", lambda: self.network(x_t, t).sample)
         return output, self.clock.times["forward"][-1]
 
     @staticmethod

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from diffusers import UNet2DModel
 from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from .. import noise_key
+from ..graphs import GraphedTrainingStep, clip_and_step
 from . import checkpoint
-from .config import TrainConfig, UsageError
+from .config import AUTOCASTS, TrainConfig, UsageError
 from .data import BatchOrder, as_float, fingerprint, load_images
 from .metrics import Metrics
 from .network import make_network
@@ -79,15 +79,32 @@ class Trainer:
         self.config, self.out, self.step = config, out, 0
         self.stopped_by: signal.Signals | None = None
         self.device = pick_device()
+        if config.graph == "on" and self.device.type != "cuda":
+            raise UsageError("graph: expected auto or off on a machine without a GPU, got 'on'")
         images = load_images(config.data, config.image_size, config.channels)
         self.fingerprint = fingerprint(images)
         self.images = images.to(self.device)
         self.order = BatchOrder(len(images), config.batch_size, config.seed, self.device)
         self.diffusion = config.diffusion()
         self.t_sampler = config.t_sampler(self.device)
-        self.network = make_network(config, images.shape[1:]).to(self.device)
+        self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.network = make_network(config, images.shape[1:]).to(self.device, memory_format=self.memory_format)
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
         self.optimizer = make_optimizer(self.network, config)
+        if config.compile:
+            self.network.compile()  # in place: parameters and checkpoints keep their names
+        self.graphed = GraphedTrainingStep(
+            self.diffusion,
+            self.network,
+            self.optimizer,
+            noise_key(config.seed, 0, config.batch_size, device=self.device),
+            self.average,
+            config.ema_decay,
+            CLIP_NORM,
+            AUTOCASTS[config.precision],
+            t_sampler=self.t_sampler,
+            capture=config.graph != "off",
+        )
         self.metrics = Metrics(out / "metrics.jsonl", config.log_every, self.device)
         torch.manual_seed(config.seed)
 
@@ -108,13 +125,10 @@ class Trainer:
 
     def train_step(self) -> Tensor:
         """One step. Nothing in it is read by the host; the loss stays on the device."""
-        x_0 = as_float(self.images[self.order.indices(self.step)])
-        key = noise_key(self.config.seed, self.step, len(x_0), device=self.device)
-        loss = self.diffusion.training_loss(self.network, x_0, key, t_sampler=self.t_sampler)
-        loss.backward()
-        update(self.network, self.optimizer, learning_rate(self.config, self.step))
-        update_average(self.average, self.network, self.config.ema_decay)
-        return loss.detach()
+        x_0 = as_float(self.images[self.order.indices(self.step)]).contiguous(memory_format=self.memory_format)
+        self.graphed.key.copy_(noise_key(self.config.seed, self.step, self.config.batch_size, device=self.device))
+        set_learning_rate(self.optimizer, learning_rate(self.config, self.step))
+        return self.graphed(x_0)
 
     def save(self) -> None:
         checkpoint.save(
@@ -174,21 +188,22 @@ def pick_device() -> torch.device:
 
 
 def make_optimizer(network: UNet2DModel, config: TrainConfig) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(network.parameters(), betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True)
+    lr = torch.tensor(config.lr, device=network.device)
+    return torch.optim.AdamW(
+        network.parameters(), lr, (0.9, 0.99), weight_decay=config.weight_decay, fused=True, capturable=lr.is_cuda
+    )
 
 
 def update(network: UNet2DModel, optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Clips the gradients' norm, steps, and drops the gradients."""
-    torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP_NORM)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
+    set_learning_rate(optimizer, lr)
+    clip_and_step(optimizer, CLIP_NORM)
     optimizer.zero_grad()
 
 
-def update_average(average: UNet2DModel, network: UNet2DModel, decay: float) -> None:
-    """Moves the averaged weights towards the network's. No step is counted: `AveragedModel` reads its counter in each."""
-    get_ema_multi_avg_fn(decay)(list(average.parameters()), list(network.parameters()), None)
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"].fill_(lr)
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

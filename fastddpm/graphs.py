@@ -1,0 +1,312 @@
+"""Training steps and sampling loops as CUDA graphs: recorded once, replayed without Python. On a CPU they run uncaptured.
+
+Not yet run on a GPU. docs/graphs.md says what is captured, what is static and what is refused.
+"""
+
+import copy
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+from .bits_per_dim import parts_of, share_of
+from .checks import as_int, as_shape, check_data, check_key, check_no_grad, check_one_of, describe
+from .diffusion import GaussianDiffusion
+from .functional import reverse_step
+from .importance import LossSecondMoment
+from .models import Model, call_model, device_of
+from .noise import advance, noise_key, randn
+
+WARM_UPS = 3
+"""Training steps before a capture: kernels are compiled and chosen in them, and the optimizer makes its moments."""
+WHOLE_STEPS = 250
+"""Up to this length a loop is one graph, a node for each launch, where a quarter of the device's memory is free."""
+
+
+class GraphedTrainingStep:
+    """A whole training step: the model, its loss, the gradients, their clipping, the optimizer, the average, the key's advance.
+
+    On a GPU the first call captures a graph, and later ones replay it; elsewhere every call runs the same step uncaptured. A
+    replay reads the batch, the model's arguments and the learning rate where the graph found them: the first two are copied
+    there, the third is each group's "lr", a tensor from here on (torch's schedulers fill it; `group["lr"].fill_(lr)`).
+
+    Args:
+        diffusion: its settings, as they are now.
+        model: a module, trained in place.
+        optimizer: a `torch.optim.Adam` or `AdamW` of its weights; on a GPU with capturable=True.
+        key: int64 `[B, 2]` of `noise_key(seed, step, B)`, B the largest batch. Each call takes as many rows as its batch has,
+            then advances all. (A resumed run: `step.key.copy_(..)`.)
+        average: a copy of the model, moved by 1 - decay of the way to it after each step; None for none.
+        decay: of the average.
+        clip_norm: what the norm of all gradients is clipped to; None for no clipping.
+        autocast: the dtype that the model runs in by autocast, its weights left as they are; None for none.
+        micro_batches: gradient accumulation: in how many parts, one after the other, a batch goes through the model, with the
+            noise and the mean of the losses of the whole.
+        t_sampler: as `GaussianDiffusion.training_loss` takes it; it takes in the losses of each part in turn.
+        scaler: must be None. A GradScaler is refused: bfloat16 needs none.
+        capture: False to run uncaptured on a GPU too.
+
+    Raises:
+        TypeError, ValueError: an argument that a graph cannot hold, named.
+    """
+
+    def __init__(
+        self,
+        diffusion: GaussianDiffusion,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        key: Tensor,
+        average: torch.nn.Module | None = None,
+        decay: float = 0.999,
+        clip_norm: float | None = None,
+        autocast: torch.dtype | None = None,
+        micro_batches: int = 1,
+        t_sampler: LossSecondMoment | None = None,
+        scaler: None = None,
+        capture: bool = True,
+    ):
+        check_key("key", key)
+        if not isinstance(model, torch.nn.Module):
+            raise TypeError(f"model: expected a torch.nn.Module, got {describe(model)}")
+        if scaler is not None:
+            raise ValueError(f"scaler: expected None (autocast in bfloat16 needs no loss scale), got {describe(scaler)}")
+        if as_int("micro_batches", micro_batches) < 1:
+            raise ValueError(f"micro_batches: expected 1 or more, got {micro_batches}")
+        self.captures = capture and _has_graphs(key.device)
+        if not isinstance(optimizer, torch.optim.Adam):
+            raise TypeError(f"optimizer: expected torch.optim.AdamW or Adam, got {describe(optimizer)}")
+        if self.captures and not all(group["capturable"] for group in optimizer.param_groups):
+            raise ValueError("optimizer: expected one with capturable=True in every group, to be captured")
+        # a copy: whoever changes the caller's changes no graph, nor frees what one reads
+        self.diffusion, self.model, self.optimizer, self.key = copy.copy(diffusion), model, optimizer, key
+        self.average, self.decay, self.clip_norm, self.autocast = average, decay, clip_norm, autocast
+        self.micro_batches, self.t_sampler = micro_batches, t_sampler
+        self._graph: _Graph | None = None
+        self._begin_anew()
+        optimizer.register_load_state_dict_post_hook(self._begin_anew)
+
+    def __call__(self, x_0: Tensor, model_kwargs: Mapping[str, Any] | None = None) -> Tensor:
+        """One step on a batch of data.
+
+        Returns:
+            The step's loss, a scalar on the device, detached and the caller's own: to be read now, later or never.
+        """
+        check_data("x_0", x_0)
+        if len(x_0) > len(self.key):
+            raise ValueError(f"x_0: expected a batch of {len(self.key)} at most (the key's rows), got {len(x_0)}")
+        if not all(group["lr"] is lr for group, lr in zip(self.optimizer.param_groups, self._rates, strict=True)):
+            raise ValueError("lr: expected the tensor that it was made (group['lr'].fill_(lr)), got another in its place")
+        inputs = (x_0, dict(model_kwargs or {}))
+        if not self.captures:
+            return self._step(*inputs)
+        if self._graph is None:
+            with _put_back(self._tensors, self.key.device):
+                for _ in range(WARM_UPS):
+                    _beside(lambda: self._step(*inputs), self.key.device)
+            self._graph = _Graph(self._step, inputs, self.key.device)
+        return self._graph(inputs) if self._graph.takes(inputs) else self._step(*inputs)
+
+    def _step(self, x_0: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
+        self.optimizer.zero_grad(set_to_none=self._graph is None)  # a graph goes on writing the gradients that it made
+        losses, batch = [], len(x_0)
+        for part in parts_of(batch, max(1, -(-batch // self.micro_batches))):
+            data, kwargs = x_0[part], share_of(model_kwargs, part, batch)
+            with torch.autocast(self.key.device.type, self.autocast, enabled=self.autocast is not None):
+                loss = self.diffusion.training_loss(self.model, data, self.key[:batch][part], kwargs, t_sampler=self.t_sampler)
+            loss = loss if len(data) == batch else loss * (len(data) / batch)
+            loss.backward()
+            losses.append(loss.detach())
+        clip_and_step(self.optimizer, self.clip_norm)
+        if self.average is not None:
+            update_average(self.average, self.model, self.decay)
+        advance(self.key)
+        return torch.stack(losses).sum()
+
+    def _begin_anew(self, *_: Any) -> None:
+        """The learning rates as tensors, and no graph: an optimizer that has loaded a state has other tensors."""
+        self._graph, groups = None, self.optimizer.param_groups
+        for group in groups:
+            group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=self.key.device)
+        self._rates = [group["lr"] for group in groups]
+
+    def _tensors(self) -> Iterator[Tensor]:
+        """All that a step changes."""
+        for module in filter(None, (self.model, self.average)):
+            yield from (*module.parameters(), *module.buffers())
+        states = [*self.optimizer.state.values(), {} if self.t_sampler is None else vars(self.t_sampler), {"key": self.key}]
+        yield from (x for state in states for x in state.values() if isinstance(x, Tensor))
+
+
+class GraphedSampler:
+    """`GaussianDiffusion.sample` for one shape: the images of a seed are the same bits.
+
+    On a GPU the first call captures a graph, and later ones replay it; elsewhere every call runs the same loop uncaptured. The
+    seed of each call decides whether its noise is fresh. The model's weights are read where they lie: of a model that is
+    trained on, in place, the next call's images are the new weights'.
+
+    Args:
+        diffusion: its settings, as they are now.
+        model, shape, sampler, steps, clip_denoised, device: as `GaussianDiffusion.sample` takes them.
+        whole: True for one graph of all steps, False for one of a step, replayed for each; None: as the number of steps and the
+            device's memory have it.
+
+    Raises:
+        TypeError, ValueError: an argument of a wrong type or shape, named.
+    """
+
+    def __init__(
+        self,
+        diffusion: GaussianDiffusion,
+        model: Model,
+        shape: tuple[int, ...] | torch.Size,
+        sampler: str = "ddpm",
+        steps: int | None = None,
+        clip_denoised: bool = True,
+        device: torch.device | str | None = None,
+        whole: bool | None = None,
+    ):
+        check_one_of("sampler", sampler, ("ddpm",))
+        self.diffusion, self.model, self.shape = copy.copy(diffusion), model, as_shape("shape", shape)
+        self.device = device_of(model) if device is None else torch.device(device)
+        self.rows = self.diffusion._ddpm_rows(steps, clip_denoised)
+        self.whole = _fits_whole(len(self.rows), self.device) if whole is None else whole
+        self._graph: _Graph | None = None
+
+    @torch.no_grad()
+    def __call__(self, seed: int | Tensor = 0, model_kwargs: Mapping[str, Any] | None = None) -> Tensor:
+        """Images, float32 of the shape, the caller's own.
+
+        Args:
+            seed: as `sample` takes it: an int, or an integer tensor `[B]`, which may lie on the device.
+            model_kwargs: passed on to the model; tensors are copied to where the graph reads them.
+        """
+        initial, reverse = (
+            noise_key(seed, 0, self.shape[0], stream=stream, device=self.device) for stream in ("initial", "reverse")
+        )
+        inputs: tuple = (initial, reverse, dict(model_kwargs or {}))
+        if not self.whole:
+            last = torch.full((1,), len(self.rows) - 1, device=self.device)
+            inputs = (randn(initial, self.shape), reverse, last, inputs[-1])
+        run, times = (self._loop, 1) if self.whole else (self._step, len(self.rows))
+        if _has_graphs(self.device):
+            if self._graph is None:
+                with _put_back(lambda: [x for x in inputs if isinstance(x, Tensor)], self.device):
+                    _beside(lambda: run(*inputs), self.device)
+                self._graph = _Graph(run, inputs, self.device)
+            if self._graph.takes(inputs):
+                return self._graph(inputs, times)
+        for _ in range(times):
+            x = run(*inputs)
+        return x
+
+    def _loop(self, initial: Tensor, reverse: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
+        return self.diffusion._walk(self.model, self.shape, self.rows, initial, reverse, model_kwargs)
+
+    def _step(self, x: Tensor, key: Tensor, index: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
+        """One step in place, and on to the next."""
+        t = self.rows.timesteps_on(self.device)[index].expand(len(x))
+        output = call_model(self.model, x, t, model_kwargs, self.diffusion.variance_type)
+        x.copy_(reverse_step(output, x, index, self.rows, key, return_x_0=False)[0])
+        advance(key)
+        index -= 1
+        return x
+
+
+class _Graph:
+    """A captured call: inputs like those that it was captured with are copied to where it reads them, others refused."""
+
+    def __init__(self, run: Callable[..., Tensor], inputs: tuple, device: torch.device):
+        if torch.is_autocast_enabled(device.type) and torch.is_autocast_cache_enabled():
+            raise RuntimeError(
+                "autocast: expected it inside what is captured (GraphedTrainingStep's autocast, or the model's own), got it "
+                "around the call, where a replay would read weights that were cast before the capture"
+            )
+        leaves, self.kind = tree_flatten(inputs)
+        self.inputs = [_static(x, device) for x in leaves]
+        self.graph, self.result = _captured(lambda: run(*tree_unflatten(self.inputs, self.kind)), device)
+        self.warned = False
+
+    def takes(self, inputs: tuple) -> bool:
+        """Whether it can be replayed for these. Where it cannot, that is said once."""
+        leaves, kind = tree_flatten(inputs)
+        alike = kind == self.kind and all(map(_alike, leaves, self.inputs))
+        if not alike and not self.warned:
+            self.warned, shapes = True, ", ".join(describe(x) for x in leaves if isinstance(x, Tensor))
+            warnings.warn(f"uncaptured, as the graph was captured with other inputs: {shapes}", RuntimeWarning, stacklevel=3)
+        return alike
+
+    def __call__(self, inputs: tuple, times: int = 1) -> Tensor:
+        for mine, given in zip(self.inputs, tree_leaves(inputs), strict=True):
+            if isinstance(mine, Tensor):
+                mine.copy_(given)
+        for _ in range(times):
+            self.graph.replay()
+        return self.result.clone()
+
+
+def _static(x: Any, device: torch.device) -> Any:
+    if not isinstance(x, Tensor):
+        return x
+    check_no_grad("model_kwargs", x)
+    return x.detach().to(device, copy=True)
+
+
+def _alike(x: Any, mine: Any) -> bool:
+    if isinstance(x, Tensor) and isinstance(mine, Tensor):
+        return x.shape == mine.shape and x.dtype == mine.dtype
+    return type(x) is type(mine) and x == mine
+
+
+def clip_and_step(optimizer: torch.optim.Optimizer, clip_norm: float | None) -> None:
+    """Clips the norm of all the optimizer's gradients together, and steps."""
+    if clip_norm is not None:
+        torch.nn.utils.clip_grad_norm_([x for group in optimizer.param_groups for x in group["params"]], clip_norm)
+    optimizer.step()
+
+
+def update_average(average: torch.nn.Module, model: torch.nn.Module, decay: float) -> None:
+    """Moves the averaged weights towards the model's. No step is counted: `AveragedModel` reads its counter in each."""
+    get_ema_multi_avg_fn(decay)(list(average.parameters()), list(model.parameters()), None)
+
+
+@contextmanager
+def _put_back(tensors: Callable[[], Iterable[Tensor]], device: torch.device) -> Iterator[None]:
+    """Leaves these, and torch's generators, as they were before. One that is new is zeroed: a moment before its first step."""
+    before = {x: x.detach().clone() for x in tensors()}
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
+    with torch.no_grad():
+        for x in tensors():
+            x.copy_(before[x]) if x in before else x.zero_()
+
+
+def _has_graphs(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
+def _fits_whole(steps: int, device: torch.device) -> bool:
+    if not _has_graphs(device):
+        return True
+    free, total = torch.cuda.mem_get_info(device)
+    return steps <= WHOLE_STEPS and 4 * free >= total
+
+
+def _beside(run: Callable[[], Any], device: torch.device) -> None:
+    """A call on a stream of its own, as capture wants those before it."""
+    stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        run()
+    current.wait_stream(stream)
+
+
+def _captured(run: Callable[[], Tensor], device: torch.device) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.device(device), torch.cuda.graph(graph):
+        result = run()
+    return graph, result
