@@ -1,18 +1,19 @@
 """`python -m benchmarks.gpu_bench`: noising, mse, both together, the reverse step, the variational bound and the hybrid loss on
-a GPU, against eager, torch.compile and the device's own copy, from 2^16 to 2^28 elements. Writes
-benchmarks/results/<device>-graphs.json. Not yet run on a GPU.
+a GPU, against eager and the device's own copy, from 2^16 to 2^28 elements, the largest question first: 2^26. A line of JSON a
+measurement goes to DIR/kernels.jsonl as it is made; with --compile, torch.compile is the provider and DIR/compile.jsonl the
+file, so that minutes of compiling cost no other figure. Not yet run on a GPU.
 
 GPU time: calls captured in a CUDA graph, replayed between two events; the median of ten. The calls take turns with so many
 sets of inputs that these overflow the last cache twice, and each call finds its own in memory alone. Host time apart: calls at
 a size that costs the GPU nothing, without waiting for it. `--dry-run` walks through all of it on the CPU at the smallest size,
-where the times mean nothing, and writes nothing.
+where the times mean nothing, and marks its rows as dry.
 """
 
 import argparse
 import itertools
-import json
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -20,16 +21,16 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import triton
 
 import fastddpm as fd
 from fastddpm.coefficients import vlb_rows
 from fastddpm.rows import StepRow, VlbRow
 
-from . import eager, machine
+from . import eager
+from .record import Record
 
 SAMPLE = (4, 64, 64)
-SIZES = [1 << n for n in range(16, 29, 2)]
+SIZES = [1 << n for n in (26, 28, 24, 22, 20, 18, 16)]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ACCESSES = {
     "noising": 2,
@@ -248,70 +249,63 @@ def host_seconds(call: Callable, calls: int = 200) -> float:
 # ---- the run ----
 
 
-def measure(elements: int, name: str, device: str, compile_too: bool) -> list[dict]:
+def providers(cases: list[Case], compiled: bool) -> dict[str, list[dict[str, Callable]]]:
+    if not compiled:
+        return {"fastddpm": [fused(case) for case in cases], "eager": [plain(case) for case in cases]}
+    torch.compiler.reset()
+    functions = tuple(map(torch.compile, PLAIN))
+    return {"torch.compile": [plain(case, functions) for case in cases]}
+
+
+def measure(record: Record, elements: int, name: str, device: str, compiled: bool) -> None:
     moved = elements * DTYPES[name].itemsize
     cases = [Case(elements, DTYPES[name], device, number) for number in range(rotations(moved, device))]
     check(cases[0])
-    providers = {"fastddpm": [fused(case) for case in cases], "eager": [plain(case) for case in cases]}
-    if compile_too:
-        torch.compiler.reset()
-        functions = tuple(map(torch.compile, PLAIN))
-        providers["torch.compile"] = [plain(case, functions) for case in cases]
+    about = {"elements": elements, "dtype": name}
     copy = 2 * moved / gpu_seconds([partial(case.target.copy_, case.x) for case in cases], device)
-    rows = [{"stage": "copy", "provider": "device", "elements": elements, "dtype": name, "bytes_per_second": copy}]
-    for stage, accesses in ACCESSES.items():
-        for provider, stages in providers.items():
-            seconds = gpu_seconds([each[stage] for each in stages], device)
-            row = {"stage": stage, "provider": provider, "elements": elements, "dtype": name, "gpu_seconds": seconds}
-            row["of_copy_bandwidth"] = accesses * moved / seconds / copy
-            rows.append(row)
-            print(f"{stage:16}{provider:16}2^{elements.bit_length() - 1:<4}{name:10}{seconds * 1e6:12.1f} us"
-                  f"{row['of_copy_bandwidth']:8.1%} of the copy's bandwidth", flush=True)  # fmt: skip
-    return rows
+    record.row(what="copy", provider="device", **about, bytes_per_second=copy)
+    for provider, stages in providers(cases, compiled).items():
+        for what, accesses in ACCESSES.items():
+
+            def one(what=what, provider=provider, stages=stages, accesses=accesses):
+                seconds = gpu_seconds([each[what] for each in stages], device)
+                of_copy = accesses * moved / seconds / copy
+                record.row(what=what, provider=provider, **about, gpu_seconds=seconds, of_copy_bandwidth=of_copy)
+                print(f"{what:16}{provider:16}2^{elements.bit_length() - 1:<4}{name:10}{seconds * 1e6:12.1f} us"
+                      f"{of_copy:8.1%} of the copy's bandwidth", flush=True)  # fmt: skip
+
+            record.attempt(f"{what}, {provider}, {elements} of {name}", one)
 
 
-def measure_host(device: str, compile_too: bool) -> list[dict]:
+def measure_host(record: Record, device: str, compiled: bool) -> None:
     case = Case(1 << 14, torch.float32, device)
-    providers = {"fastddpm": fused(case), "eager": plain(case)}
-    if compile_too:
-        providers["torch.compile"] = plain(case, tuple(map(torch.compile, PLAIN)))
-    rows = []
-    for stage in ACCESSES:
-        for provider, stages in providers.items():
-            seconds = host_seconds(stages[stage], 200 if device == "cuda" else 1)
-            rows.append({"stage": stage, "provider": provider, "host_seconds": seconds})
-            print(f"{stage:16}{provider:16}{seconds * 1e6:12.1f} us of the host", flush=True)
-    return rows
+    for provider, (stages,) in providers([case], compiled).items():
+        for what in ACCESSES:
+
+            def one(what=what, provider=provider, stages=stages):
+                seconds = host_seconds(stages[what], 200 if device == "cuda" else 1)
+                record.row(what=what, provider=provider, host_seconds=seconds)
+                print(f"{what:16}{provider:16}{seconds * 1e6:12.1f} us of the host", flush=True)
+
+            record.attempt(f"{what}, {provider}, host", one)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dry-run", action="store_true", help="walk through it on the CPU; write nothing")
-    dry = parser.parse_args().dry_run
-    device = "cpu" if dry else "cuda"
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
+    parser.add_argument("--compile", action="store_true", help="torch.compile alone")
+    parser.add_argument("--dry-run", action="store_true", help="walk through it on the CPU, at the smallest size")
+    options = parser.parse_args()
+    device = "cpu" if options.dry_run else "cuda"
+    compiled = options.compile and not options.dry_run  # a dry run compiles nothing: it walks the same lines in eager
     torch.manual_seed(0)
-    rows = [row for name in DTYPES for n in (SIZES[:1] if dry else SIZES) for row in measure(n, name, device, not dry)]
-    host = measure_host(device, not dry)
-    if dry:
-        return
-    properties = torch.cuda.get_device_properties(0)
-    report = {
-        "device": properties.name,
-        "memory_bytes": properties.total_memory,
-        "cache_bytes": properties.L2_cache_size,
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "hip": torch.version.hip,
-        "triton": triton.__version__,
-        "sample": SAMPLE,
-        "gpu": rows,
-        "host": host,
-    }
-    path = Path(__file__).parent / "results" / f"{machine.slug()}-graphs.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"written: {path}")
+    record = Record(options.out, "compile" if options.compile else "kernels", options.dry_run)
+    for n in SIZES[-1:] if options.dry_run else SIZES:
+        for name in DTYPES:
+            record.attempt(f"{n} of {name}", lambda n=n, name=name: measure(record, n, name, device, compiled))
+    record.attempt("host", lambda: measure_host(record, device, compiled))
+    return 1 if record.failures else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

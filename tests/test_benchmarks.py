@@ -29,6 +29,7 @@ from benchmarks import (  # noqa: E402
     ops,
     plan,
     plots,
+    record,
     suite,
     table,
     versus,
@@ -369,3 +370,13 @@ def test_without_a_build_it_stops_and_names_the_mend():
 def test_the_reference_is_measured_where_that_is_asked_for():
     done = run_without_build("--quick", "--reference", "--only", "nothing such")
     assert done.returncode == 1 and "no case's name holds" in done.stderr
+
+
+def test_a_record_goes_on_past_a_failure_and_keeps_what_was_measured(tmp_path):
+    kept = record.Record(tmp_path, "kernels", dry=False)
+    kept.row(what="first", gpu_seconds=1.0)
+    lines = (tmp_path / "kernels.jsonl").read_text().splitlines()  # before the run ends
+    assert "machine" in json.loads(lines[0]) and json.loads(lines[1])["what"] == "first" and "dry" not in lines[1]
+    assert not kept.attempt("second", lambda: 1 / 0) and kept.attempt("third", lambda: kept.row(what="third"))
+    _, _, failed, after = map(json.loads, (tmp_path / "kernels.jsonl").read_text().splitlines())
+    assert failed["error"] == "ZeroDivisionError: division by zero" and after["what"] == "third" and kept.failures == 1

@@ -2,6 +2,7 @@
 kernel is decorated. By hand: `TRITON_INTERPRET=1 pytest -o python_files="*_lane.py" tests/triton_interpret`.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -31,8 +32,12 @@ def test_kernels_in_the_interpreter():
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
 
 
-def test_the_gpu_benchmark_walks_through_on_the_cpu():
-    root = LANE.parent.parent
-    command = [sys.executable, "-m", "benchmarks.gpu_bench", "--dry-run"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    assert done.returncode == 0 and "reverse" in done.stdout, done.stdout + done.stderr
+@pytest.mark.parametrize("stage", ["kernels", "compile"])
+def test_a_gpu_stage_walks_through_on_the_cpu_and_marks_its_rows(stage, tmp_path):
+    command = ["bash", "benchmarks/gpu.sh", "--out", str(tmp_path), "--dry-run", stage]
+    environment = {**os.environ, "PYTHON": sys.executable}
+    done = subprocess.run(command, cwd=LANE.parent.parent, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, *rows = map(json.loads, (tmp_path / f"{stage}.jsonl").read_text().splitlines())
+    assert first["machine"]["triton"] == triton.__version__ and all(row["dry"] for row in (first, *rows))
+    assert {"copy", "reverse", "hybrid gradient"} <= {row["what"] for row in rows}
