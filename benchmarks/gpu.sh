@@ -3,13 +3,14 @@
 #
 #   build    installs without a network, with the environment's torch (CUDA or ROCm), and says what serves the ops
 #   test     the test suite, the tests on a GPU in it (DIR/test.xml)
+#   noise    radius, cosine and sine of all 2^32 words against the C++ kernels' bits (DIR/noise.jsonl)
 #   kernels  GPU time and host time against eager and the device's copy (DIR/kernels.jsonl)
 #   compile  the same of torch.compile (DIR/compile.jsonl)
 #   profile  memcheck of the small tests on a GPU, where compute-sanitizer is there and takes the host
 #   all      these, in this order
 #
 # A stage is ended after 8 minutes, and keeps what it had measured; a stage that fails stops no other. DIR: $OUT, or
-# benchmarks/results. --dry-run walks kernels and compile on the CPU; its rows are marked.
+# benchmarks/results. --dry-run walks noise, kernels and compile on the CPU; its rows are marked.
 #
 # NOT YET RUN ON A GPU: only --dry-run was tried. PYTHON=... chooses the environment.
 set -uo pipefail
@@ -20,13 +21,13 @@ while (($#)); do
     case $1 in
         --out) DIR=${2:?--out needs a folder} && shift ;;
         --dry-run) DRY=(--dry-run) ;;
-        all) STAGES+=(build test kernels compile profile) ;;
-        build | test | kernels | compile | profile) STAGES+=("$1") ;;
-        *) echo "gpu.sh: no stage $1: build test kernels compile profile all" >&2 && exit 2 ;;
+        all) STAGES+=(build test noise kernels compile profile) ;;
+        build | test | noise | kernels | compile | profile) STAGES+=("$1") ;;
+        *) echo "gpu.sh: no stage $1: build test noise kernels compile profile all" >&2 && exit 2 ;;
     esac
     shift
 done
-((${#STAGES[@]})) || { sed -n '2,9p' "$0" && exit 2; }
+((${#STAGES[@]})) || { sed -n '2,12p' "$0" && exit 2; }
 mkdir -p "$DIR" && DIR=$(cd "$DIR" && pwd) || exit 2
 
 run() { timeout 480 "$@"; }
@@ -36,6 +37,7 @@ build() {
         run "$PYTHON" -m fastddpm.info
 }
 test_() { run "$PYTHON" -m pytest -q -n auto --dist loadfile --junitxml "$DIR/test.xml"; }
+noise() { run env TRITON_INTERPRET=$((${#DRY[@]})) "$PYTHON" -m benchmarks.gpu_noise --out "$DIR"; }
 kernels() { run "$PYTHON" -m benchmarks.gpu_bench --out "$DIR" "${DRY[@]}"; }
 compile() { run "$PYTHON" -m benchmarks.gpu_bench --out "$DIR" --compile "${DRY[@]}"; }
 profile() {
