@@ -9,25 +9,21 @@ a size that costs the GPU nothing, without waiting for it. `--dry-run` walks thr
 where the times mean nothing, and marks its rows as dry.
 """
 
-import argparse
 import itertools
-import math
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 import fastddpm as fd
-from fastddpm.coefficients import vlb_rows
-from fastddpm.rows import StepRow, VlbRow
+from fastddpm.rows import StepRow
 
 from . import eager
-from .record import Record
+from .record import Record, arguments
 
 SAMPLE = (4, 64, 64)
 SIZES = [1 << n for n in (26, 28, 24, 22, 20, 18, 16)]
@@ -64,7 +60,6 @@ class Case:
         self.target = torch.empty_like(self.x)
         self.wide = torch.randn(batch, 2 * SAMPLE[0], *SAMPLE[1:], device=device, dtype=dtype).mul_(0.3).requires_grad_()
         self.x_t = fd.q_sample(self.x, self.t, self.schedule, self.key)
-        self.bound = vlb_rows(self.schedule, *BOUND, False, "posterior", None, self.x.device, torch.float32)
 
 
 BOUND = ("epsilon", "learned_range")
@@ -114,34 +109,12 @@ def _reverse(out, x, table, t):
     return (k.k_x * x + k.k_0 * x_0 + k.k_o * out + k.sigma * torch.randn_like(x)).to(x.dtype)
 
 
-def _bound(out, v, x_0, x_t, rows, t):
-    """The published code's term of each sample's t (Dhariwal & Nichol 2021), in bits a dimension."""
-    k = VlbRow(*(c.view(-1, 1, 1, 1) for c in rows[t].unbind(1)))
-    difference, delta = k.c * (x_0 - (k.p_x * x_t + k.p_o * out)), k.v_0 + k.v_1 * v
-    kl = 0.5 * (delta - 1 + torch.exp(-delta) + k.precision * difference**2 * torch.exp(-delta))
-    inverse = k.precision.sqrt() * torch.exp(-0.5 * delta)
-    above, below = (_phi((difference + sign / 255) * inverse) for sign in (1, -1))
-    inner = torch.where(x_0 > 0.999, 1 - below, above - below)
-    nll = -torch.where(x_0 < -0.999, above, inner).clamp(min=1e-12).log()
-    return torch.where(t.view(-1, 1, 1, 1) == 0, nll, kl).mean() / math.log(2)
-
-
-def _phi(x):
-    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-
-
-def _kl(wide, x_0, x_t, rows, t):
-    out, v = wide.float().chunk(2, 1)
-    return _bound(out, v, x_0.float(), x_t.float(), rows, t)
-
-
-def _hybrid(wide, x_0, k, rows, t):
+def _hybrid(wide, x_0, t, k):
     x_t, z = eager.draw(x_0, t, k)
-    out, v = wide.float().chunk(2, 1)
-    return eager.mse_loss(out, z) + _bound(out.detach(), v, x_0.float(), x_t.float(), rows, t)
+    return eager.hybrid_loss(wide, x_0, x_t, t, k, z)
 
 
-PLAIN = (_add_noise, _mse, eager.draw_and_loss, _reverse, _kl, _hybrid)
+PLAIN = (_add_noise, _mse, eager.draw_and_loss, _reverse, eager.kl_loss, _hybrid)
 
 
 def plain(case: Case, functions: tuple[Callable, ...] = PLAIN) -> dict[str, Callable]:
@@ -157,8 +130,8 @@ def plain(case: Case, functions: tuple[Callable, ...] = PLAIN) -> dict[str, Call
         lambda: torch.autograd.grad(mse(case.output), case.output)[0],
         pair,
         lambda: reverse(case.output.detach(), case.x, case.table, case.t),
-        lambda: torch.autograd.grad(kl(case.wide, case.x, case.x_t, case.bound, case.t), case.wide)[0],
-        lambda: torch.autograd.grad(hybrid(case.wide, case.x, case.k, case.bound, case.t), case.wide)[0],
+        lambda: torch.autograd.grad(kl(case.wide, case.x, case.x_t, case.t, case.k), case.wide)[0],
+        lambda: torch.autograd.grad(hybrid(case.wide, case.x, case.t, case.k), case.wide)[0],
     )
     return dict(zip(ACCESSES, stages, strict=True))
 
@@ -172,7 +145,7 @@ def check(case: Case) -> None:
     torch.testing.assert_close(stages["mse"](), F.mse_loss(case.output.detach().float(), z), rtol=1e-4, atol=0)
     gradient = 2 * (case.output.detach().float() - z) / z.numel()
     torch.testing.assert_close(stages["mse gradient"]().float(), gradient, rtol=2e-2, atol=1e-2 / z.numel())
-    wanted = torch.autograd.grad(_kl(case.wide, case.x, case.x_t, case.bound, case.t), case.wide)[0].float()
+    wanted = torch.autograd.grad(eager.kl_loss(case.wide, case.x, case.x_t, case.t, case.k), case.wide)[0].float()
     got = stages["kl gradient"]().float()
     later = case.t > 0  # at 0 the tanh form of the plain code is another function, within 1.8e-4
     torch.testing.assert_close(got[later], wanted[later], rtol=2e-2, atol=1e-2 * float(wanted[later].abs().mean()))
@@ -291,10 +264,8 @@ def measure_host(record: Record, device: str, compiled: bool) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
+    parser = arguments(__doc__)
     parser.add_argument("--compile", action="store_true", help="torch.compile alone")
-    parser.add_argument("--dry-run", action="store_true", help="walk through it on the CPU, at the smallest size")
     options = parser.parse_args()
     device = "cpu" if options.dry_run else "cuda"
     compiled = options.compile and not options.dry_run  # a dry run compiles nothing: it walks the same lines in eager

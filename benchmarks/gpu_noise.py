@@ -1,13 +1,11 @@
 """`python -m benchmarks.gpu_noise`: the radius, cosine and sine of all 2^32 words, made by the Triton kernels' functions on a
 GPU, have the bits of the C++ kernels'. A line of JSON a part of the words goes to DIR/noise.jsonl. Not yet run on a GPU.
 
-With TRITON_INTERPRET=1 it is a dry run: the first and the last words, in Triton's interpreter.
+With TRITON_INTERPRET=1, which gpu.sh sets for a dry run, it goes through the first and the last words, in Triton's interpreter.
 """
 
-import argparse
 import os
 import sys
-from pathlib import Path
 
 import torch
 import triton
@@ -16,7 +14,7 @@ from fastddpm.kernels.philox import cos_sin, radius
 
 from fastddpm.reference import philox
 
-from .record import Record
+from .record import Record, arguments
 
 DRY = os.environ.get("TRITON_INTERPRET") == "1"
 CHUNK, PART = 1 << 24, 1 << 28
@@ -77,9 +75,7 @@ def mend_the_interpreter() -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
-    options = parser.parse_args()
+    options = arguments(__doc__).parse_args()
     record = Record(options.out, "noise", DRY)
     if DRY:
         mend_the_interpreter()
