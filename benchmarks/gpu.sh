@@ -53,7 +53,7 @@ build() { # a dry run leaves the installation as it is
 test_() { # the tests on a GPU first and by themselves: they take its memory, and time
     local failed=0 TESTS=(tests/test_triton_gpu.py)
     tests test || failed=1
-    TESTS=(-n 8 --dist loadfile --no-loadscope-reorder --ignore tests/test_triton_gpu.py)
+    TESTS=(-n "${WORKERS:-8}" --dist loadfile --no-loadscope-reorder --ignore tests/test_triton_gpu.py)
     ((${#DRY[@]})) && TESTS=(tests/test_rows.py)
     tests test || failed=1
     return $failed
@@ -64,7 +64,8 @@ tune() { module gpu_tune; }
 loops() { module gpu_loops; }
 compile() { module gpu_bench --compile; }
 profile() {
-    local failed=0 TESTS=(tests/test_triton_gpu.py -k "layout_and_dtype or keys_are or depend_on_the_layout or out_of_range")
+    local failed=0 TESTS=(tests/test_triton_gpu.py -k "keys_are or depend_on_the_layout or out_of_range
+        or (ops_at_every_size and key) or (variance_channels and given)")
     local counters=$DIR/profile.csv ncu=() sanitizer=()
     ((${#DRY[@]})) || ! command -v ncu > /dev/null ||
         ncu=(ncu --csv --print-units base --log-file "$counters" --profile-from-start off --metrics "$(module gpu_profile --metrics)")

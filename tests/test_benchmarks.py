@@ -302,7 +302,8 @@ def test_a_run_writes_its_file_and_plots(tiny, capfd, monkeypatch):
     run = json.loads(path.read_text())
     assert path.stem.endswith("-quick-only") and run["schema"] == suite.SCHEMA
     machine = run["machine"]
-    assert machine["versions"]["torch"] == torch.__version__ and machine["threads"] == torch.get_num_threads()
+    assert torch.__version__.startswith(machine["versions"]["torch"])  # which may lack what is behind the "+"
+    assert machine["threads"] == torch.get_num_threads()
     assert machine["instruction_set"] == _extension.module.isa and machine["device"] and "commit" in machine
     assert {case["level"] for case in run["cases"]} == {"kernel", "call", "ratio", "layout"}
     for case in run["cases"]:
