@@ -20,6 +20,9 @@ NOISE = {"mse_loss": 0, "vlb_loss": 2, "hybrid_loss": 2}
 NEVER = (0, 0)
 """How often, and by how many steps in all, `advance` has moved a key that it has not."""
 
+_transforming = torch._C._are_functorch_transforms_active
+_is_batched = torch._C._functorch.is_legacy_batchedtensor
+
 
 class Loss(torch.autograd.Function):
     """Of one of the three families of ops NAME, NAME_backward. Saves its inputs; a backward makes the noise again.
@@ -31,14 +34,13 @@ class Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, model_output: Tensor, name: str, with_grad: bool, others: tuple):
         *losses, grad = getattr(ops, name)(model_output, *others, with_grad)
-        tensors = list(others[:TENSORS])
-        noise, ctx.key = tensors[NOISE[name]], None
-        if with_grad and _is_key(noise):  # most are never read again, and a copy costs more than all the rest here
+        at = NOISE[name]
+        noise, kept, ctx.key = others[at], None, None
+        if with_grad and noise is not None and noise.dtype is torch.int64:  # most are never read again, and a copy costs much
             ctx.key = noise, noise._version, noise.__dict__.get("_advanced", NEVER)
-            tensors[NOISE[name]] = None
         else:
-            tensors[NOISE[name]] = _kept(noise)
-        ctx.save_for_backward(model_output, *tensors)
+            kept = _kept(noise)
+        ctx.save_for_backward(model_output, *others[:at], kept, *others[at + 1 : TENSORS])
         ctx.name, ctx.constants, ctx.grad = name, others[TENSORS:], grad if with_grad else None
         ctx.set_materialize_grads(False)
         return tuple(losses)
@@ -46,13 +48,14 @@ class Loss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, first: Tensor | None, *rest: Tensor | None):
         made, ctx.grad = ctx.grad, None
-        alone = len(rest) == 0 or (rest[0] is None and rest[1] is None)
+        alone = rest == () or (rest[0] is None and rest[1] is None)
         if first is None and alone:
             return None, None, None, None
-        again = _differentiated_again(first, *rest)
-        if made is not None and alone and not again:
+        plain = not (torch.is_grad_enabled() or _transforming())
+        if made is not None and first is not None and alone and plain and not _is_batched(first):
             ops.scale_grad_(made, first)
             return made, None, None, None
+        again = _differentiated_again(first, *rest)
         inputs = list(ctx.saved_tensors)
         if ctx.key is not None:
             inputs[1 + NOISE[ctx.name]] = _as_it_was(*ctx.key)
@@ -148,17 +151,12 @@ def _wanted(x: Tensor) -> bool:
 
 def _plain() -> bool:
     """Whether derivatives are asked for in a way that only plain torch answers."""
-    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    return forward_ad._current_level >= 0 or _transforming()
 
 
 def _differentiated_again(*grads: Tensor | None) -> bool:
     """In a backward: whether its gradient is to be differentiated (create_graph), or is one of a batch of gradients."""
-    if torch.is_grad_enabled():
-        return True
-    for grad in grads:
-        if grad is not None:
-            return transformed(grad)  # as one is, so are all
-    return False
+    return torch.is_grad_enabled() or transformed(*grads)
 
 
 def _is_key(x: Tensor | None) -> TypeGuard[Tensor]:

@@ -1,7 +1,7 @@
 """What a row of coefficients holds: the columns' names, their meaning and their order, which stand nowhere else.
 
-A kernel knows no diffusion, only a row for each sample. `kernels/columns.py` writes the same names for C++ and Triton. A VlbRow
-begins as a NoisingRow and ends as an MseRow.
+A kernel knows no diffusion, only a row for each sample. C++ (`kernels/columns.py`) and Triton take the names from here. A
+VlbRow begins as a NoisingRow and ends as an MseRow.
 """
 
 from collections import namedtuple

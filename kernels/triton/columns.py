@@ -1,41 +1,11 @@
-"""Made of fastddpm/rows.py by kernels/columns.py: what a row of coefficients holds, in its order.
-
-A column is its number, the name of a row alone the number of its columns.
-"""
+"""The columns of fastddpm/rows.py as Triton's constants: MSE_W is the number of MseRow's w, MSE how many columns it has."""
 
 import triton.language as tl
 
-NOISING = tl.constexpr(2)
-NOISING_A = tl.constexpr(0)
-NOISING_S = tl.constexpr(1)
-MSE = tl.constexpr(4)
-MSE_P = tl.constexpr(0)
-MSE_Q = tl.constexpr(1)
-MSE_R = tl.constexpr(2)
-MSE_W = tl.constexpr(3)
-VLB = tl.constexpr(16)
-VLB_A = tl.constexpr(0)
-VLB_S = tl.constexpr(1)
-VLB_P_X = tl.constexpr(2)
-VLB_P_O = tl.constexpr(3)
-VLB_BOUND = tl.constexpr(4)
-VLB_C = tl.constexpr(5)
-VLB_E_0 = tl.constexpr(6)
-VLB_E_X = tl.constexpr(7)
-VLB_E_O = tl.constexpr(8)
-VLB_V_0 = tl.constexpr(9)
-VLB_V_1 = tl.constexpr(10)
-VLB_PRECISION = tl.constexpr(11)
-VLB_P = tl.constexpr(12)
-VLB_Q = tl.constexpr(13)
-VLB_R = tl.constexpr(14)
-VLB_W = tl.constexpr(15)
-STEP = tl.constexpr(8)
-STEP_P_X = tl.constexpr(0)
-STEP_P_O = tl.constexpr(1)
-STEP_BOUND = tl.constexpr(2)
-STEP_K_X = tl.constexpr(3)
-STEP_K_0 = tl.constexpr(4)
-STEP_K_O = tl.constexpr(5)
-STEP_SIGMA = tl.constexpr(6)
-STEP_K_V = tl.constexpr(7)
+from .. import rows
+
+for _name, _row in vars(rows).items():
+    if _name.endswith("Row"):
+        _kind = _name.removesuffix("Row").upper()
+        globals()[_kind] = tl.constexpr(len(_row._fields))
+        globals().update({f"{_kind}_{column.upper()}": tl.constexpr(n) for n, column in enumerate(_row._fields)})
