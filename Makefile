@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard kernels/cpu/*)
 
-.PHONY: demo test test-slow bench lint clean
+.PHONY: demo test test-slow bench rehearse lint clean
 .DEFAULT_GOAL := test
 
 # torch first: the build compiles against it, and an isolated build would download another copy
@@ -26,6 +26,10 @@ test-slow: $(VENV)/ready
 
 bench: $(VENV)/ready
 	$(BIN)/python -m benchmarks
+
+# the stages for a GPU (benchmarks/gpu.sh) without one, in an environment like that of the machine they are for
+rehearse:
+	benchmarks/rehearse.sh $(or $(REHEARSAL),build/rehearsal)
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -75,7 +75,7 @@ def draw_step(output, x, k):
 
 
 def bound(output, v, x_0, x_t, t, k, clip=False):
-    """[B] of the bound's term, bits a dimension, and of the mean squared error of x_0_hat."""
+    """[B] of the bound's term, bits a dimension; and x_0_hat."""
     x_0_hat = at(k.inverse, t, x_t) * x_t - at(k.ratio, t, x_t) * output
     x_0_hat = x_0_hat.clamp(-1, 1) if clip else x_0_hat
     lower, upper = at(k.lower, t, x_t), at(k.upper, t, x_t)
@@ -85,7 +85,7 @@ def bound(output, v, x_0, x_t, t, k, clip=False):
     difference = of_x_0 * x_0 + of_x_t * x_t - mean
     kl = 0.5 * (log_variance - lower + torch.exp(lower - log_variance) - 1 + difference**2 * torch.exp(-log_variance))
     nats = torch.where(t == 0, likelihood(x_0, mean, log_variance).flatten(1).mean(1), kl.flatten(1).mean(1))
-    return nats / math.log(2), ((x_0 - x_0_hat) ** 2).flatten(1).mean(1)
+    return nats / math.log(2), x_0_hat
 
 
 def likelihood(x, mean, log_variance):
@@ -111,7 +111,8 @@ def hybrid_loss(wide, x_0, x_t, t, k, z):
 
 def bits(wide, x_0, x_t, t, k):
     output, v = wide.chunk(2, 1)
-    return bound(output, v, x_0, x_t, t, k, clip=True)
+    value, x_0_hat = bound(output, v, x_0, x_t, t, k, clip=True)
+    return value, ((x_0 - x_0_hat) ** 2).flatten(1).mean(1)
 
 
 def draw_bits(wide, x_0, x_t, t, before, k):

@@ -1,35 +1,32 @@
 """`python -m benchmarks.gpu_bench`: noising, mse, both together, the reverse step, the variational bound and the hybrid loss on
-a GPU, against eager, torch.compile and the device's own copy, from 2^16 to 2^28 elements. Writes
-benchmarks/results/<device>-graphs.json. Not yet run on a GPU.
+a GPU, against eager and the device's own copy, from 2^16 to 2^28 elements, the largest question first: 2^26. A line of JSON a
+measurement goes to DIR/kernels.jsonl as it is made; with --compile, torch.compile is the provider and DIR/compile.jsonl the
+file, so that minutes of compiling cost no other figure. Not yet run on a GPU.
 
 GPU time: calls captured in a CUDA graph, replayed between two events; the median of ten. The calls take turns with so many
 sets of inputs that these overflow the last cache twice, and each call finds its own in memory alone. Host time apart: calls at
 a size that costs the GPU nothing, without waiting for it. `--dry-run` walks through all of it on the CPU at the smallest size,
-where the times mean nothing, and writes nothing.
+where the times mean nothing, and marks its rows as dry.
 """
 
-import argparse
 import itertools
-import json
-import math
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import triton
 
 import fastddpm as fd
-from fastddpm.coefficients import vlb_rows
-from fastddpm.rows import StepRow, VlbRow
+from fastddpm.rows import StepRow
 
-from . import eager, machine
+from . import eager
+from .record import Record, arguments
 
 SAMPLE = (4, 64, 64)
-SIZES = [1 << n for n in range(16, 29, 2)]
+SIZES = [1 << n for n in (26, 28, 24, 22, 20, 18, 16)]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ACCESSES = {
     "noising": 2,
@@ -63,7 +60,6 @@ class Case:
         self.target = torch.empty_like(self.x)
         self.wide = torch.randn(batch, 2 * SAMPLE[0], *SAMPLE[1:], device=device, dtype=dtype).mul_(0.3).requires_grad_()
         self.x_t = fd.q_sample(self.x, self.t, self.schedule, self.key)
-        self.bound = vlb_rows(self.schedule, *BOUND, False, "posterior", None, self.x.device, torch.float32)
 
 
 BOUND = ("epsilon", "learned_range")
@@ -113,34 +109,12 @@ def _reverse(out, x, table, t):
     return (k.k_x * x + k.k_0 * x_0 + k.k_o * out + k.sigma * torch.randn_like(x)).to(x.dtype)
 
 
-def _bound(out, v, x_0, x_t, rows, t):
-    """The published code's term of each sample's t (Dhariwal & Nichol 2021), in bits a dimension."""
-    k = VlbRow(*(c.view(-1, 1, 1, 1) for c in rows[t].unbind(1)))
-    difference, delta = k.c * (x_0 - (k.p_x * x_t + k.p_o * out)), k.v_0 + k.v_1 * v
-    kl = 0.5 * (delta - 1 + torch.exp(-delta) + k.precision * difference**2 * torch.exp(-delta))
-    inverse = k.precision.sqrt() * torch.exp(-0.5 * delta)
-    above, below = (_phi((difference + sign / 255) * inverse) for sign in (1, -1))
-    inner = torch.where(x_0 > 0.999, 1 - below, above - below)
-    nll = -torch.where(x_0 < -0.999, above, inner).clamp(min=1e-12).log()
-    return torch.where(t.view(-1, 1, 1, 1) == 0, nll, kl).mean() / math.log(2)
-
-
-def _phi(x):
-    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-
-
-def _kl(wide, x_0, x_t, rows, t):
-    out, v = wide.float().chunk(2, 1)
-    return _bound(out, v, x_0.float(), x_t.float(), rows, t)
-
-
-def _hybrid(wide, x_0, k, rows, t):
+def _hybrid(wide, x_0, t, k):
     x_t, z = eager.draw(x_0, t, k)
-    out, v = wide.float().chunk(2, 1)
-    return eager.mse_loss(out, z) + _bound(out.detach(), v, x_0.float(), x_t.float(), rows, t)
+    return eager.hybrid_loss(wide, x_0, x_t, t, k, z)
 
 
-PLAIN = (_add_noise, _mse, eager.draw_and_loss, _reverse, _kl, _hybrid)
+PLAIN = (_add_noise, _mse, eager.draw_and_loss, _reverse, eager.kl_loss, _hybrid)
 
 
 def plain(case: Case, functions: tuple[Callable, ...] = PLAIN) -> dict[str, Callable]:
@@ -156,8 +130,8 @@ def plain(case: Case, functions: tuple[Callable, ...] = PLAIN) -> dict[str, Call
         lambda: torch.autograd.grad(mse(case.output), case.output)[0],
         pair,
         lambda: reverse(case.output.detach(), case.x, case.table, case.t),
-        lambda: torch.autograd.grad(kl(case.wide, case.x, case.x_t, case.bound, case.t), case.wide)[0],
-        lambda: torch.autograd.grad(hybrid(case.wide, case.x, case.k, case.bound, case.t), case.wide)[0],
+        lambda: torch.autograd.grad(kl(case.wide, case.x, case.x_t, case.t, case.k), case.wide)[0],
+        lambda: torch.autograd.grad(hybrid(case.wide, case.x, case.t, case.k), case.wide)[0],
     )
     return dict(zip(ACCESSES, stages, strict=True))
 
@@ -171,7 +145,7 @@ def check(case: Case) -> None:
     torch.testing.assert_close(stages["mse"](), F.mse_loss(case.output.detach().float(), z), rtol=1e-4, atol=0)
     gradient = 2 * (case.output.detach().float() - z) / z.numel()
     torch.testing.assert_close(stages["mse gradient"]().float(), gradient, rtol=2e-2, atol=1e-2 / z.numel())
-    wanted = torch.autograd.grad(_kl(case.wide, case.x, case.x_t, case.bound, case.t), case.wide)[0].float()
+    wanted = torch.autograd.grad(eager.kl_loss(case.wide, case.x, case.x_t, case.t, case.k), case.wide)[0].float()
     got = stages["kl gradient"]().float()
     later = case.t > 0  # at 0 the tanh form of the plain code is another function, within 1.8e-4
     torch.testing.assert_close(got[later], wanted[later], rtol=2e-2, atol=1e-2 * float(wanted[later].abs().mean()))
@@ -248,70 +222,61 @@ def host_seconds(call: Callable, calls: int = 200) -> float:
 # ---- the run ----
 
 
-def measure(elements: int, name: str, device: str, compile_too: bool) -> list[dict]:
+def providers(cases: list[Case], compiled: bool) -> dict[str, list[dict[str, Callable]]]:
+    if not compiled:
+        return {"fastddpm": [fused(case) for case in cases], "eager": [plain(case) for case in cases]}
+    torch.compiler.reset()
+    functions = tuple(map(torch.compile, PLAIN))
+    return {"torch.compile": [plain(case, functions) for case in cases]}
+
+
+def measure(record: Record, elements: int, name: str, device: str, compiled: bool) -> None:
     moved = elements * DTYPES[name].itemsize
     cases = [Case(elements, DTYPES[name], device, number) for number in range(rotations(moved, device))]
     check(cases[0])
-    providers = {"fastddpm": [fused(case) for case in cases], "eager": [plain(case) for case in cases]}
-    if compile_too:
-        torch.compiler.reset()
-        functions = tuple(map(torch.compile, PLAIN))
-        providers["torch.compile"] = [plain(case, functions) for case in cases]
+    about = {"elements": elements, "dtype": name}
     copy = 2 * moved / gpu_seconds([partial(case.target.copy_, case.x) for case in cases], device)
-    rows = [{"stage": "copy", "provider": "device", "elements": elements, "dtype": name, "bytes_per_second": copy}]
-    for stage, accesses in ACCESSES.items():
-        for provider, stages in providers.items():
-            seconds = gpu_seconds([each[stage] for each in stages], device)
-            row = {"stage": stage, "provider": provider, "elements": elements, "dtype": name, "gpu_seconds": seconds}
-            row["of_copy_bandwidth"] = accesses * moved / seconds / copy
-            rows.append(row)
-            print(f"{stage:16}{provider:16}2^{elements.bit_length() - 1:<4}{name:10}{seconds * 1e6:12.1f} us"
-                  f"{row['of_copy_bandwidth']:8.1%} of the copy's bandwidth", flush=True)  # fmt: skip
-    return rows
+    record.row(what="copy", provider="device", **about, bytes_per_second=copy)
+    for provider, stages in providers(cases, compiled).items():
+        for what, accesses in ACCESSES.items():
+
+            def one(what=what, provider=provider, stages=stages, accesses=accesses):
+                seconds = gpu_seconds([each[what] for each in stages], device)
+                of_copy = accesses * moved / seconds / copy
+                record.row(what=what, provider=provider, **about, gpu_seconds=seconds, of_copy_bandwidth=of_copy)
+                print(f"{what:16}{provider:16}2^{elements.bit_length() - 1:<4}{name:10}{seconds * 1e6:12.1f} us"
+                      f"{of_copy:8.1%} of the copy's bandwidth", flush=True)  # fmt: skip
+
+            record.attempt(f"{what}, {provider}, {elements} of {name}", one)
 
 
-def measure_host(device: str, compile_too: bool) -> list[dict]:
+def measure_host(record: Record, device: str, compiled: bool) -> None:
     case = Case(1 << 14, torch.float32, device)
-    providers = {"fastddpm": fused(case), "eager": plain(case)}
-    if compile_too:
-        providers["torch.compile"] = plain(case, tuple(map(torch.compile, PLAIN)))
-    rows = []
-    for stage in ACCESSES:
-        for provider, stages in providers.items():
-            seconds = host_seconds(stages[stage], 200 if device == "cuda" else 1)
-            rows.append({"stage": stage, "provider": provider, "host_seconds": seconds})
-            print(f"{stage:16}{provider:16}{seconds * 1e6:12.1f} us of the host", flush=True)
-    return rows
+    for provider, (stages,) in providers([case], compiled).items():
+        for what in ACCESSES:
+
+            def one(what=what, provider=provider, stages=stages):
+                seconds = host_seconds(stages[what], 200 if device == "cuda" else 1)
+                record.row(what=what, provider=provider, host_seconds=seconds)
+                print(f"{what:16}{provider:16}{seconds * 1e6:12.1f} us of the host", flush=True)
+
+            record.attempt(f"{what}, {provider}, host", one)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dry-run", action="store_true", help="walk through it on the CPU; write nothing")
-    dry = parser.parse_args().dry_run
-    device = "cpu" if dry else "cuda"
+def main() -> int:
+    parser = arguments(__doc__)
+    parser.add_argument("--compile", action="store_true", help="torch.compile alone")
+    options = parser.parse_args()
+    device = "cpu" if options.dry_run else "cuda"
+    compiled = options.compile and not options.dry_run  # a dry run compiles nothing: it walks the same lines in eager
     torch.manual_seed(0)
-    rows = [row for name in DTYPES for n in (SIZES[:1] if dry else SIZES) for row in measure(n, name, device, not dry)]
-    host = measure_host(device, not dry)
-    if dry:
-        return
-    properties = torch.cuda.get_device_properties(0)
-    report = {
-        "device": properties.name,
-        "memory_bytes": properties.total_memory,
-        "cache_bytes": properties.L2_cache_size,
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "hip": torch.version.hip,
-        "triton": triton.__version__,
-        "sample": SAMPLE,
-        "gpu": rows,
-        "host": host,
-    }
-    path = Path(__file__).parent / "results" / f"{machine.slug()}-graphs.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"written: {path}")
+    record = Record(options.out, "compile" if options.compile else "kernels", options.dry_run)
+    for n in SIZES[-1:] if options.dry_run else SIZES:
+        for name in DTYPES:
+            record.attempt(f"{n} of {name}", lambda n=n, name=name: measure(record, n, name, device, compiled))
+    record.attempt("host", lambda: measure_host(record, device, compiled))
+    return 1 if record.failures else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

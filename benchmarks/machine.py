@@ -66,9 +66,9 @@ def device_name() -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
-def slug() -> str:
-    """The device's name, for a file's."""
-    return re.sub(r"[^A-Za-z0-9]+", "-", device_name()).strip("-")
+def slug(device: str | None = None) -> str:
+    """The device's name, this machine's if none is given, for a file's."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", device or device_name()).strip("-")
 
 
 def _version(package: str) -> str | None:

@@ -75,8 +75,45 @@ class Network(NamedTuple):
     needs_diffusers: bool
 
 
+class Block(nn.Module):
+    """Two convolutions with a residual, the time added between them."""
+
+    def __init__(self, inward: int, outward: int, time: int):
+        super().__init__()
+        self.first = nn.Sequential(nn.GroupNorm(8, inward), nn.SiLU(), nn.Conv2d(inward, outward, 3, padding=1))
+        self.second = nn.Sequential(nn.GroupNorm(8, outward), nn.SiLU(), nn.Conv2d(outward, outward, 3, padding=1))
+        self.time, self.skip = nn.Linear(time, outward), nn.Conv2d(inward, outward, 1)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        h = self.first(x) + self.time(time)[:, :, None, None]
+        return self.skip(x) + self.second(h)
+
+
+class UNet(nn.Module):
+    """A small U-Net in plain torch: two resolutions, a block on each way."""
+
+    def __init__(self, width: int = 32, time: int = 128):
+        super().__init__()
+        self.time = nn.Sequential(nn.Linear(width, time), nn.SiLU(), nn.Linear(time, time))
+        self.inward, self.outward = nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, 3, 3, padding=1)
+        self.down, self.middle = Block(width, width, time), Block(width, 2 * width, time)
+        self.up = Block(3 * width, width, time)
+        self.register_buffer("frequencies", torch.exp(-math.log(1e4) * torch.arange(width // 2) / (width // 2)))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        angles = t[:, None] * self.frequencies
+        time = self.time(torch.cat((angles.sin(), angles.cos()), 1))
+        fine = self.down(self.inward(x), time)
+        coarse = self.middle(nn.functional.avg_pool2d(fine, 2), time)
+        both = torch.cat((fine, nn.functional.interpolate(coarse, scale_factor=2.0)), 1)
+        return self.outward(self.up(both, time))
+
+
 NETWORKS = {
     "mlp": Network("MLP on action chunks", Chunk, (16, 7), (1, 16, 128), False),
     "small": Network("small U-Net, 16x16", lambda: _unet(SMALL), (3, 16, 16), (1, 8, 32, 128), True),
     "cifar10": Network("CIFAR-10 U-Net", lambda: _unet(DDPM_CIFAR10), (3, 32, 32), (1, 2, 8, 32, 128), True),
 }
+
+OWN = Network("small U-Net of our own, 16x16", UNet, (3, 16, 16), (1, 8, 32, 128), False)
+"""Where diffusers is not."""
