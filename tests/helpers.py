@@ -1,5 +1,6 @@
 """What several test modules need: backends, layouts in memory, poisoned outputs, and what counts as right."""
 
+import importlib
 import itertools
 from contextlib import contextmanager
 
@@ -14,6 +15,15 @@ INSTRUCTION_SETS: tuple[str, ...] = tuple(getattr(_extension.module, "isas", ())
 """What the C++ kernels can run on this CPU; empty where they are not built."""
 NOT_BUILT = f"the C++ kernels are not built: {_extension.reason}"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def importable(name):
+    """Whether an optional package is here with all that it needs itself."""
+    try:
+        importlib.import_module(name)
+    except Exception:  # diffusers raises several kinds
+        return False
+    return True
 
 
 @contextmanager

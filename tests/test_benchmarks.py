@@ -5,11 +5,11 @@ import os
 import re
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import importable
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # the suite is no part of the package
@@ -37,7 +37,7 @@ from benchmarks import (  # noqa: E402
 from fastddpm import _extension  # noqa: E402
 
 built = pytest.mark.skipif(_extension.module is None, reason="there are no kernels to measure")
-needs_diffusers = pytest.mark.skipif(not find_spec("diffusers"), reason="diffusers is not installed")
+needs_diffusers = pytest.mark.skipif(not importable("diffusers"), reason="diffusers is not installed")
 
 
 def spread(median, width=0.1):
@@ -310,7 +310,7 @@ def test_a_run_writes_its_file_and_plots(tiny, capfd, monkeypatch):
         assert case["seconds"]["min"] <= case["seconds"]["q1"] <= case["seconds"]["median"] <= case["seconds"]["q3"]
     calls = {case["provider"]: case for case in run["cases"] if case["level"] == "call"}
     assert calls["fastddpm"]["launches"] == 1 and calls["fastddpm"]["host_reads"] == 0
-    assert find_spec("diffusers") is None or calls["diffusers"]["host_reads"] > 0
+    assert not importable("diffusers") or calls["diffusers"]["host_reads"] > 0
     sweep = next(case for case in run["cases"] if case["level"] == "kernel" and case["provider"] == "fastddpm")
     assert sweep["bytes"] == 2 * 4 * 1024 and sweep["of_recycled_copy"] > 0
     in_turn = next(case for case in run["cases"] if case["level"] == "layout")

@@ -4,10 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
+from helpers import importable
 from PIL import Image
 
 from fastddpm.train import checkpoint
@@ -16,7 +16,7 @@ from fastddpm.train.cli import main
 TINY = ["--steps=4", "--batch-size=4", "--width=8", "--timesteps=10", "--log-every=2"]
 
 
-needs_diffusers = pytest.mark.skipif(not find_spec("diffusers"), reason="diffusers is not installed")
+needs_diffusers = pytest.mark.skipif(not importable("diffusers"), reason="diffusers is not installed")
 
 
 @pytest.fixture

@@ -103,3 +103,16 @@ def test_the_first_call_may_be_in_a_compiled_region_and_under_inference():
     x = values(*SHAPE).requires_grad_()
     q_sample(x, spread(3), schedule, noise_key(1, 2, 3)).sum().backward()
     assert bool(x.grad.isfinite().all())
+
+
+def test_a_table_is_made_while_a_graph_is_traced():
+    """First made in a replay, it would lie in the memory of the graph's pool (mode="reduce-overhead")."""
+    schedule, made = NoiseSchedule.linear(1000), []
+
+    def backend(graph, inputs):
+        made.append(len(schedule._made))
+        return graph.forward
+
+    x, key = values(2, 3, 4, 4), noise_key(0, batch_size=2)
+    compiled = torch.compile(lambda x, t: q_sample(x, t, schedule, key), backend=backend)
+    assert torch.equal(compiled(x, spread(2)), q_sample(x, spread(2), schedule, key)) and made == [1]

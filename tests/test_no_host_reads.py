@@ -10,7 +10,7 @@ import torch
 from helpers import values
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastddpm import GaussianDiffusion, NoiseSchedule, advance, noise_key, prior_kl, reverse_step, samplers
+from fastddpm import GaussianDiffusion, NoiseSchedule, advance, noise_key, prior_kl, reference, reverse_step, samplers
 from fastddpm.schedule import PREDICTION_TYPES
 
 READS = ("_local_scalar_dense", "item", "nonzero", "masked_select", "equal", "is_nonzero", "unique", "_unique2", "bincount")
@@ -223,3 +223,11 @@ BAD_UPLOADS = {
 def test_the_mode_sees_uploads(bad):
     with NoHostReads(uploads=False), pytest.raises(HostReadError, match="upload"):
         BAD_UPLOADS[bad](values(4, 3))
+
+
+def test_the_reference_uploads_no_number():
+    """A GPU runs it in float64: a coefficient made on the host would wait there three times a call."""
+    key, mode = noise_key(0, batch_size=2), NoHostReads()
+    with mode:
+        reference.randn_(torch.empty(2, 3, 8, 8, dtype=torch.float64), key)
+    assert "full" in mode.seen and not set(UPLOADS) & set(mode.seen)

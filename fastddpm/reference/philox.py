@@ -46,10 +46,14 @@ def fma(a: Tensor | float, b: Tensor, c: Tensor | float) -> Tensor:
 
     Rounding to odd (Boldo & Melquiond 2008) makes the second rounding see that the first was inexact.
     """
-    product = torch.as_tensor(a, device=b.device).double() * b.double()
-    c = torch.as_tensor(c, device=b.device).double()
+    product, c = _on(b, a).double() * b.double(), _on(b, c).double()
     total = product + c
     return (total + _to_odd(product.detach(), c.detach(), total.detach())).float()
+
+
+def _on(x: Tensor, value: Tensor | float) -> Tensor:
+    """A number as a float32 tensor beside x, filled there: one made here and uploaded would wait for the device."""
+    return value if isinstance(value, Tensor) else torch.full((), value, dtype=torch.float32, device=x.device)
 
 
 def _to_odd(product: Tensor, c: Tensor, total: Tensor) -> Tensor:
