@@ -69,6 +69,7 @@ def test_unprepared(broken): pass
 """
 
 
+@pytest.mark.slow
 def test_failed_tests_and_totals_become_rows(tmp_path):
     (tmp_path / "test_some.py").write_text(TESTS)
     (tmp_path / "test_none.py").write_text("import no_such_module")
