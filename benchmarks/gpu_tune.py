@@ -22,7 +22,8 @@ PER_THREAD, WARPS = (8, 16, 32), (4, 8)
 @contextmanager
 def cut(per_thread: int, warps: int) -> Iterator[None]:
     """Every size with so many elements a thread, and so many warps where a sample fills them."""
-    with patch.object(tile, "_PER_THREAD", ((0, per_thread),)), patch.object(tile, "_WARPS", (warps, *tile._WARPS)):
+    sizes = {"_PER_THREAD": ((0, per_thread),), "_PER_THREAD_ANY_BATCH": ((0, per_thread),), "_WARPS": (warps, *tile._WARPS)}
+    with patch.multiple(tile, **sizes):
         tile.plan.cache_clear()
         try:
             yield

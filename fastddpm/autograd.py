@@ -4,8 +4,6 @@ What the kernels do not do goes to the reference, which is plain torch: a gradie
 torch.func's transforms (grad, vmap, jvp, ..) and batched gradients, and forward mode.
 """
 
-from typing import TypeGuard
-
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -51,7 +49,9 @@ class Loss(torch.autograd.Function):
         alone = rest == () or (rest[0] is None and rest[1] is None)
         if first is None and alone:
             return None, None, None, None
-        plain = not (torch.is_grad_enabled() or _transforming())
+        plain = not (
+            torch.is_grad_enabled() or _transforming()
+        )  # `again` of the common case, which is all of a small call's time
         if made is not None and first is not None and alone and plain and not _is_batched(first):
             ops.scale_grad_(made, first)
             return made, None, None, None
@@ -159,15 +159,11 @@ def _differentiated_again(*grads: Tensor | None) -> bool:
     return torch.is_grad_enabled() or transformed(*grads)
 
 
-def _is_key(x: Tensor | None) -> TypeGuard[Tensor]:
-    return x is not None and x.dtype is torch.int64 and x.dim() == 2
-
-
-def _kept(x: Tensor | None) -> Tensor | None:
+def _kept(noise: Tensor | None) -> Tensor | None:
     """What a backward shall see. A key may be advanced before it comes: of keys a copy, which no compiler removes."""
-    if not _is_key(x):
-        return x
-    return ops.copy_key(x) if torch.compiler.is_compiling() else x.clone()
+    if noise is None or noise.dtype is not torch.int64:
+        return noise
+    return ops.copy_key(noise) if torch.compiler.is_compiling() else noise.clone()
 
 
 def _as_it_was(key: Tensor, version: int, advanced: tuple[int, int]) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import ops
+from .autograd import NEVER
 from .checks import as_int, as_shape, check_float_dtype, check_key, check_one_of, describe
 from .reference.keys import TIMESTEP_STREAM
 
@@ -133,7 +134,7 @@ def advance(key: Tensor, steps: int = 1) -> Tensor:
     ops.advance_(key, steps)
     if not torch.compiler.is_compiling():  # for a backward that is still to come
         torch.autograd.graph.increment_version(key)
-        calls, moved = getattr(key, "_advanced", (0, 0))
+        calls, moved = getattr(key, "_advanced", NEVER)
         key._advanced = calls + 1, moved + steps  # type: ignore[attr-defined]
     return key
 

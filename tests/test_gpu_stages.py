@@ -1,5 +1,6 @@
 """`benchmarks/gpu.sh` without a GPU: its stages in dry runs, the rows they write, and what is published of made-up ones."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -43,6 +44,18 @@ def test_a_stage_walks_through_on_the_cpu_and_marks_its_rows(stage, tmp_path, mo
     assert wanted <= {row["what"] for row in rows}
     if stage == "loops":
         assert {row["title"] for row in rows} == {NETWORKS["mlp"].title, OWN.title}
+
+
+@pytest.mark.parametrize("any_batch", [False, True])
+def test_each_cut_is_another_plan(any_batch):
+    """That of the losses too, which does not depend on the batch."""
+    plans = {}
+    for per_thread, warps in itertools.product(gpu_tune.PER_THREAD, gpu_tune.WARPS):
+        with gpu_tune.cut(per_thread, warps):
+            plans[per_thread, warps] = gpu_tune.tile.plan(4, 16384, 0, any_batch)
+    assert {cut: (plan.block, plan.num_warps) for cut, plan in plans.items()} == {
+        (per_thread, warps): (32 * warps * per_thread, warps) for per_thread, warps in plans
+    }
 
 
 def test_the_script_begins_its_files_anew_in_the_folder_that_its_caller_means(tmp_path):

@@ -262,3 +262,17 @@ def exit_code(child, seconds):
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return "hangs"
+
+
+def test_what_nobody_wants_is_no_inference_tensor():
+    """The gradient that was not asked for is one for all: that of a first call in inference mode would be of no use later."""
+    code = """
+import torch, fastddpm as fd
+inputs = torch.ones(1, 2), None, None, None, torch.tensor(0), torch.ones(1, 4), 1, False
+with torch.inference_mode():
+    fd.ops.mse_loss(*inputs)
+_, grad = fd.ops.mse_loss(*inputs)
+print(list(grad.shape), grad.is_inference())
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout == "[0] False\n", run.stdout + run.stderr

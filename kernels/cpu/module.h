@@ -71,6 +71,7 @@ PyMethodDef methods[] = {
 PyMODINIT_FUNC PyInit__C(void) {
   static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", "fastddpm's kernels for CPUs", -1, fastddpm::methods, nullptr, nullptr, nullptr, nullptr};
   fastddpm::choose_allocator();
+  fastddpm::unwanted();
   fastddpm::kernels = fastddpm::choose_kernels();
   if (!fastddpm::kernels) return nullptr;
   PyObject* module = PyModule_Create(&definition);

@@ -2,9 +2,9 @@
 
 import triton.language as tl
 
-from .. import rows
+from .. import rows as _rows
 
-for _name, _row in vars(rows).items():
+for _name, _row in vars(_rows).items():
     if _name.endswith("Row"):
         _kind = _name.removesuffix("Row").upper()
         globals()[_kind] = tl.constexpr(len(_row._fields))
