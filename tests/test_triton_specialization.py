@@ -5,6 +5,7 @@ import torch
 
 pytest.importorskip("triton")
 
+from fastddpm.kernels import mse, noising, reverse, tile, vlb
 from fastddpm.kernels.noising import noising_kernel
 from fastddpm.kernels.reverse import reverse_kernel
 from triton.backends.compiler import GPUTarget
@@ -45,3 +46,13 @@ def test_data_that_are_not_aligned_have_a_kernel_of_their_own(kernel):
     unaligned = torch.zeros(2 * 4096 + 1)[1:].view(2, 4096)
     first = specialization(kernel, DATA, INDICES[0], ROWS, 1000)
     assert specialization(kernel, unaligned, INDICES[0], ROWS, 1000) != first
+
+
+KERNELS = {n: k for module in (noising, mse, reverse, vlb) for n, k in vars(module).items() if n.endswith("_kernel")}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_view_s_alignment_specialises_no_kernel(name):
+    views = {x.name: x.do_not_specialize_on_alignment for x in KERNELS[name].params if x.name in tile.VIEWS}
+    assert {"t_ptr", "rows_ptr"} <= views.keys() and all(views.values())
+    assert {x for x in KERNELS[name].arg_names if "upstream" in x and x.endswith("_ptr")} <= views.keys()
