@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 import fastddpm as fd
-from fastddpm.rows import StepRow
+from fastddpm.rows import StepRow, unpack
 
 from . import eager
 from .record import Record, arguments
@@ -104,7 +104,7 @@ def _mse(out):
 
 
 def _reverse(out, x, table, t):
-    k = StepRow(*(c.view(-1, 1, 1, 1) for c in table[t].unbind(1)))
+    k = unpack(StepRow, table[t].view(-1, 1, 1, 1, table.shape[1]))
     x_0 = torch.clamp(k.p_x * x + k.p_o * out, -k.bound, k.bound)
     return (k.k_x * x + k.k_0 * x_0 + k.k_o * out + k.sigma * torch.randn_like(x)).to(x.dtype)
 

@@ -5,6 +5,7 @@ VlbRow begins as a NoisingRow and ends as an MseRow.
 """
 
 from collections import namedtuple
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -25,10 +26,30 @@ mu~ - mu = c (x_0 - x_0_hat) + e_0 x_0 + e_x x_t + e_o out. Where the network pr
 log sigma^2 - log beta~ = v_0 + v_1 v, v the network's variance channel;  precision = 1 / beta~
 """
 
-StepRow = namedtuple("StepRow", "p_x p_o bound k_x k_0 k_o sigma k_v")
-"""x_0_hat = clamp(p_x x + p_o out, -bound, bound);  x_prev = k_x x + k_0 x_0_hat + k_o out + sigma exp(k_v v) z"""
+StepRow = namedtuple("StepRow", "p_x p_o bound k_x k_0 k_o k_h1 k_h2 k_h3 sigma k_v g c_x c_0")
+"""One step of any sampler that is linear in what it reads. v: the network's variance channel; u: its output without the
+condition; h_1, h_2, h_3: what earlier steps kept, the last one's first.
+
+out'    = u + g (out - u), out where there is no u;  a [B] tensor may take g's place
+x_0_hat = clamp(p_x x + p_o out', -bound, bound);  a [B] bound b too: clamp(x_0_hat, -b, b) / b
+x_prev  = k_x x + k_0 x_0_hat + k_o out' + k_h1 h_1 + k_h2 h_2 + k_h3 h_3 + sigma exp(k_v v) z
+kept    = c_x x + c_0 x_0_hat, for samplers whose later steps want more than x_0_hat
+"""
+
+Columns = TypeVar("Columns", NoisingRow, MseRow, VlbRow, StepRow)
 
 
-def pack(row: NoisingRow | MseRow | VlbRow | StepRow) -> Tensor:
-    """Columns `[T]` to a table `[T, columns]`."""
-    return torch.stack(row, 1)
+def width(kind: type[Columns]) -> int:
+    """The columns of a packed row, the last ones unused: a power of two, so that a float32 row lies in one cache line."""
+    return 1 << (len(kind._fields) - 1).bit_length()
+
+
+def pack(row: Columns) -> Tensor:
+    """Columns `[T]` to a table `[T, width]`."""
+    table = row[0].new_zeros(len(row[0]), width(type(row)))
+    return torch.stack((*row, *table.unbind(1)[len(row) :]), 1)
+
+
+def unpack(kind: type[Columns], table: Tensor) -> Columns:
+    """The columns of `[.., width]`."""
+    return kind(*table.unbind(-1)[: len(kind._fields)])

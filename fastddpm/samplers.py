@@ -16,14 +16,16 @@ class StepRows(Tables):
     """A sampler: the coefficients of each of its steps, and what the network is given there.
 
     Args:
-        timesteps: int64 `[S]`, what the network is given at each row; row 0 is the last step.
+        timesteps: int64 or float32 `[S]`, what the network is given at each row; row 0 is the last step.
         variance_type: "learned" and "learned_range" want a network's output of twice the channels.
-        columns: of `rows.StepRow`, by name, each `[S]` or one number for all; 0 where not given, and no bound.
+        columns: of `rows.StepRow`, by name, each `[S]` or one number for all; 0 where not given, but g 1, and no bound.
 
     Attributes:
         timesteps, variance_type: as given.
         columns: the `StepRow` of float64 `[S]` on the CPU.
         adds_noise: whether any sigma is not 0.
+        history: how many earlier steps' tensors the rows read, 0 to 3.
+        keeps: whether a step hands on c_x x + c_0 x_0_hat; else what later steps read is its x_0_hat.
 
     Raises:
         TypeError, ValueError: an unknown column, one of another length, a NaN, or timesteps of another kind, named.
@@ -36,15 +38,18 @@ class StepRows(Tables):
             raise TypeError(f"columns: expected names among {', '.join(StepRow._fields)}, got {', '.join(sorted(unknown))}")
         if (
             not isinstance(timesteps, Tensor)
-            or timesteps.dtype is not torch.int64
+            or timesteps.dtype not in (torch.int64, torch.float32)
             or timesteps.dim() != 1
             or not len(timesteps)
         ):
-            raise TypeError(f"timesteps: expected int64 [S] of one step or more, got {describe(timesteps)}")
+            raise TypeError(f"timesteps: expected int64 or float32 [S] of one step or more, got {describe(timesteps)}")
         self.timesteps, self.variance_type = timesteps.cpu().clone(), variance_type
-        given = {"bound": math.inf, **columns}
+        given = {"bound": math.inf, "g": 1.0, **columns}
         self.columns = StepRow(*(_column(name, given.get(name, 0.0), len(timesteps)) for name in StepRow._fields))
-        self.adds_noise = bool((self.columns.sigma != 0).any())
+        k = self.columns
+        self.adds_noise = bool(k.sigma.any())
+        self.history = max((j for j, k_h in enumerate((k.k_h1, k.k_h2, k.k_h3), 1) if k_h.any()), default=0)
+        self.keeps = bool(k.c_x.any() or k.c_0.any())
         super().__init__(self.timesteps, *self.columns)
 
     def __len__(self) -> int:

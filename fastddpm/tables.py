@@ -54,7 +54,7 @@ class Tables:
 
     def timesteps_on(self, device: torch.device) -> Tensor:
         """`timesteps` on a device, uploaded once."""
-        return self.table(_timesteps, device, torch.int64)
+        return self.table(_timesteps, device, self.timesteps.dtype)
 
     def indices_on(self, device: torch.device) -> Tensor:
         """0 .. len - 1 on a device: an int index is a view of it, so that none is uploaded."""

@@ -21,9 +21,14 @@ namespace fastddpm {{
 def text() -> str:
     """rows.py is run alone: fastddpm itself needs kernels that are built."""
     defined = runpy.run_path(str(HEADER.parents[2] / "fastddpm" / "rows.py"))
-    kinds = {name: kind._fields for name, kind in defined.items() if name.endswith("Row")}
-    structs = (f"template <class T> struct {name} {{ T {', '.join(columns)}; }};" for name, columns in kinds.items())
-    return TEXT.format(rows="\n".join(structs))
+    kinds = {name: kind for name, kind in defined.items() if name.endswith("Row")}
+    return TEXT.format(rows="\n".join(_struct(name, kind, defined["width"](kind)) for name, kind in kinds.items()))
+
+
+def _struct(name: str, kind: type, width: int) -> str:
+    rest = width - len(kind._fields)
+    columns = (*kind._fields, *([f"unused[{rest}]"] if rest else []))
+    return f"template <class T> struct {name} {{ T {', '.join(columns)}; }};"
 
 
 if __name__ == "__main__":

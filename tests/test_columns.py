@@ -4,8 +4,9 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
 
-from fastddpm.rows import MseRow, NoisingRow, StepRow, VlbRow
+from fastddpm.rows import MseRow, NoisingRow, StepRow, VlbRow, pack, unpack, width
 
 SCRIPT = runpy.run_path(str(Path(__file__).parents[1] / "kernels" / "columns.py"))
 
@@ -20,5 +21,13 @@ def test_the_columns_of_triton(row):
     from fastddpm.kernels import columns
 
     kind = row.__name__.removesuffix("Row").upper()
-    assert getattr(columns, kind).value == len(row._fields)
+    assert getattr(columns, kind).value == width(row)
     assert [getattr(columns, f"{kind}_{name.upper()}").value for name in row._fields] == list(range(len(row._fields)))
+
+
+@pytest.mark.parametrize("row", [NoisingRow, MseRow, VlbRow, StepRow])
+def test_a_packed_row_lies_in_one_cache_line(row):
+    given = row(*torch.rand(len(row._fields), 5))
+    table = pack(given)
+    assert table.is_contiguous() and 64 % (table.element_size() * table.shape[1]) == 0
+    assert all(map(torch.equal, unpack(row, table), given)) and not table[:, len(row._fields) :].any()

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(not INSTRUCTION_SETS, reason=NOT_BUILT)
 
 X, BOTH = torch.zeros(4, 3, 5), torch.zeros(4, 6, 5)
 T, KEY = torch.zeros(4, dtype=torch.int64), torch.zeros(4, 2, dtype=torch.int64)
-NOISING, MSE, VLB, STEP = (torch.zeros(10, columns) for columns in (2, 4, 16, 8))
+NOISING, MSE, VLB, STEP = (torch.zeros(10, columns) for columns in (2, 4, 16, 16))
 G = torch.zeros(())
 
 
@@ -46,8 +46,8 @@ ROWS = r"rows: expected contiguous float32 or float64 \[T, {}\] on the CPU, got"
 INDEX = r"expected int32 or int64 \[4\], or one value, on the CPU, got"
 KEYS, UPSTREAM = r"expected an int64 key \[4, 2\] on the CPU, got", r"expected float32 \[\] or \[4\] on the CPU, got"
 CASES = {
-    "rows of nine columns": (lambda: step(rows=torch.zeros(10, 9)), ROWS.format(8) + r" float32 \[10, 9\]"),
-    "rows of the bound for a step": (lambda: step(rows=VLB), ROWS.format(8) + r" float32 \[10, 16\]"),
+    "rows of nine columns": (lambda: step(rows=torch.zeros(10, 9)), ROWS.format(16) + r" float32 \[10, 9\]"),
+    "rows of the loss for a step": (lambda: step(rows=MSE), ROWS.format(16) + r" float32 \[10, 4\]"),
     "rows of one dimension": (lambda: noising(rows=torch.zeros(2)), ROWS.format(2) + r" float32 \[2\]"),
     "rows that are a number": (lambda: noising(rows=G), ROWS.format(2) + r" float32 \[\]"),
     "rows of halves": (lambda: mse(rows=MSE.half()), ROWS.format(4) + r" float16 \[10, 4\]"),

@@ -50,6 +50,20 @@ def test_a_step_whose_rows_add_none_needs_no_word():
     assert not samplers.ddpm(NoiseSchedule.linear(1)).adds_noise
 
 
+def test_rows_say_what_their_loop_carries():
+    never, once = torch.zeros(3), torch.tensor([0.0, 0.0, 1.0])
+    plain = StepRows(torch.arange(3), k_h1=never, c_x=never)
+    assert (plain.history, plain.keeps) == (0, False) and plain.columns.g.tolist() == [1, 1, 1]
+    assert [StepRows(torch.arange(3), **{f"k_h{j}": once}).history for j in (1, 2, 3)] == [1, 2, 3]
+    assert all(StepRows(torch.arange(3), **{name: once}).keeps for name in ("c_x", "c_0"))
+
+
+def test_timesteps_between_the_schedules_reach_the_device_as_they_are():
+    times = torch.tensor([0.25, 500.5])
+    assert torch.equal(StepRows(times).timesteps_on(times.device), times)
+    assert StepRows(torch.arange(2)).timesteps_on(times.device).dtype == torch.int64
+
+
 # ---- rows of one's own ----
 
 
@@ -59,7 +73,7 @@ def test_a_step_whose_rows_add_none_needs_no_word():
         ({"k_1": 1.0}, TypeError, "columns: expected names among p_x, .*, got k_1"),
         ({"k_x": torch.ones(4)}, ValueError, r"k_x: expected a number or \[3\] .*, got shape \[4\]"),
         ({"sigma": torch.tensor([0.0, torch.nan, 1.0])}, ValueError, "sigma: expected numbers, got NaN"),
-        ({"timesteps": torch.tensor([0.5])}, TypeError, r"timesteps: expected int64 \[S\] .*, got float32 \[1\]"),
+        ({"timesteps": torch.ones(1).half()}, TypeError, r"timesteps: expected int64 or float32 \[S\] .*, got float16 \[1\]"),
         ({"timesteps": torch.arange(0)}, TypeError, r"timesteps: expected .* one step or more, got int64 \[0\]"),
         ({"timesteps": [2, 1, 0]}, TypeError, "timesteps: expected .*, got list"),
         ({"variance_type": "small"}, ValueError, "variance_type: expected one of .*, got 'small'"),

@@ -1,15 +1,12 @@
 """What the ops are given: rows, noise, the halves of a network's output, and results like their operands."""
 
 import math
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from ..rows import MseRow, NoisingRow, StepRow, VlbRow
+from ..rows import Columns, unpack
 from .philox import fma, normals
-
-Row = TypeVar("Row", NoisingRow, MseRow, VlbRow, StepRow)
 
 
 def transformed(*tensors: Tensor | None) -> bool:
@@ -28,7 +25,7 @@ def elements(x: Tensor) -> int:
     return math.prod(x.shape[1:])
 
 
-def row_of(kind: type[Row], rows: Tensor, index: Tensor, x: Tensor, name: str = "t") -> Row:
+def row_of(kind: type[Columns], rows: Tensor, index: Tensor, x: Tensor, name: str = "t") -> Columns:
     """Each sample's row, its columns shaped to broadcast over x. On the CPU an index out of range is an IndexError; elsewhere,
     where reading it would wait for the device, it makes that sample's row NaN."""
     index = index.long().reshape(-1).expand(x.shape[0])
@@ -39,7 +36,7 @@ def row_of(kind: type[Row], rows: Tensor, index: Tensor, x: Tensor, name: str = 
         chosen = rows[index]
     else:
         chosen = rows[index.clamp(0, len(rows) - 1)].masked_fill(outside[:, None], math.nan)
-    return kind(*chosen.view(-1, rows.shape[1], *[1] * (x.dim() - 1)).unbind(1))
+    return unpack(kind, chosen.view(-1, *[1] * (x.dim() - 1), rows.shape[1]))
 
 
 def noise_of(noise: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from helpers import LAYOUTS, same_bits, spread, values
 
 from fastddpm import NoiseSchedule, coefficients, noise_key, ops, samplers
-from fastddpm.rows import VlbRow, pack
+from fastddpm.rows import VlbRow, pack, unpack
 
 SCHEDULE = NoiseSchedule.linear(1000)
 CPU = torch.device("cpu")
@@ -40,12 +40,12 @@ def vlb_rows(prediction_type, variance_type, first_variance="posterior", clip=Tr
 
 def changed(kind, rows, **columns):
     """Rows of that kind with other columns."""
-    return pack(kind(*rows.unbind(1))._replace(**columns))
+    return pack(unpack(kind, rows)._replace(**columns))
 
 
 def part(kind, rows):
     """What a table of VlbRow holds of a NoisingRow or an MseRow."""
-    row = VlbRow(*rows.unbind(1))
+    row = unpack(VlbRow, rows)
     return pack(kind(*(getattr(row, name) for name in kind._fields)))
 
 
