@@ -46,8 +46,7 @@ def width(kind: type[Columns]) -> int:
 
 def pack(row: Columns) -> Tensor:
     """Columns `[T]` to a table `[T, width]`."""
-    table = row[0].new_zeros(len(row[0]), width(type(row)))
-    return torch.stack((*row, *table.unbind(1)[len(row) :]), 1)
+    return torch.nn.functional.pad(torch.stack(row, 1), (0, width(type(row)) - len(row)))
 
 
 def unpack(kind: type[Columns], table: Tensor) -> Columns:
