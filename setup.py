@@ -42,7 +42,7 @@ class BuildOrExplain(BuildExtension):
 
 
 setup(
-    packages=["fastddpm", "fastddpm.reference", "fastddpm.train", "fastddpm.kernels"],
+    packages=["fastddpm", "fastddpm.reference", "fastddpm.samplers", "fastddpm.train", "fastddpm.kernels"],
     package_dir={"fastddpm.kernels": "kernels/triton"},  # never a top-level `kernels`: Hugging Face owns that name
     package_data={"fastddpm": ["py.typed"]},
     ext_modules=[

@@ -21,14 +21,27 @@ TARGETS = (*PREDICTION_TYPES, "previous_from_x_t")
 
 def x_0_columns(schedule: NoiseSchedule, prediction_type: str) -> tuple[Tensor, Tensor]:
     """p_x, p_o of `x_0_hat = p_x x_t + p_o out`."""
-    a, s = _levels(schedule)
+    if prediction_type == "previous":
+        return -schedule.posterior_mean_x_t / schedule.posterior_mean_x_0, 1 / schedule.posterior_mean_x_0
+    return x_0_of(*_levels(schedule), prediction_type)
+
+
+def x_0_of(a: Tensor, s: Tensor, prediction_type: str) -> tuple[Tensor, Tensor]:
+    """The same at levels x = a x_0 + s z, of what is predicted at one level."""
     if prediction_type == "epsilon":
         return 1 / a, -s / a
     if prediction_type == "v_prediction":
         return a, -s
-    if prediction_type == "sample":
+    return torch.zeros_like(a), torch.ones_like(a)
+
+
+def epsilon_of(a: Tensor, s: Tensor, prediction_type: str) -> tuple[Tensor, Tensor]:
+    """e_x, e_o of `eps_hat = e_x x + e_o out`, likewise."""
+    if prediction_type == "epsilon":
         return torch.zeros_like(a), torch.ones_like(a)
-    return -schedule.posterior_mean_x_t / schedule.posterior_mean_x_0, 1 / schedule.posterior_mean_x_0
+    if prediction_type == "v_prediction":
+        return s, a
+    return 1 / s, -a / s
 
 
 def target_columns(schedule: NoiseSchedule, target: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,15 +1,14 @@
-"""Samplers: each is a function that makes the table of rows that `reverse_step` walks, from the last row to row 0."""
+"""What a sampler is: the table of rows that `reverse_step` walks, from the last row to row 0."""
 
 import math
 
 import torch
 from torch import Tensor
 
-from .checks import check_one_of, describe
-from .coefficients import variance_columns, x_0_columns
-from .rows import StepRow, pack
-from .schedule import FIXED_VARIANCE_TYPES, PREDICTION_TYPES, VARIANCE_TYPES, NoiseSchedule
-from .tables import Tables
+from ..checks import check_one_of, describe
+from ..rows import StepRow, pack
+from ..schedule import VARIANCE_TYPES
+from ..tables import Tables
 
 
 class StepRows(Tables):
@@ -71,56 +70,3 @@ def _column(name: str, values: Tensor | float, steps: int) -> Tensor:
 
 def _packed(rows: StepRows) -> Tensor:
     return pack(rows.columns)
-
-
-def ddpm(
-    schedule: NoiseSchedule,
-    prediction_type: str = "epsilon",
-    variance_type: str = "fixed_small",
-    clip_denoised: bool = True,
-    clip_range: float = 1.0,
-) -> StepRows:
-    """Ancestral sampling (Ho et al. 2020, algorithm 2): the posterior mean at x_0_hat, and noise.
-
-    Args:
-        schedule: the chain, respaced or not.
-        prediction_type: "epsilon", "sample", "v_prediction" or "previous" (the output is the mean itself).
-        variance_type: of the noise: "fixed_small" (beta~), "fixed_large" (beta), or from the network's variance channels v:
-            "learned" (v is log sigma^2) or "learned_range" (between log beta~ at -1 and log beta at +1; Nichol & Dhariwal
-            2021, eq. 15). The last step, row 0, adds none.
-        clip_denoised: clamp x_0_hat to [-clip_range, clip_range]. "previous" clamps the x_0_hat returned, not the mean.
-        clip_range: that bound.
-
-    Raises:
-        ValueError: an unknown type, a bound not above 0, or epsilon prediction at zero terminal SNR.
-    """
-    check_one_of("prediction_type", prediction_type, PREDICTION_TYPES)
-    check_one_of("variance_type", variance_type, VARIANCE_TYPES)
-    schedule.check_prediction(prediction_type)
-    if not clip_range > 0:
-        raise ValueError(f"clip_range: expected a value above 0, got {clip_range}")
-    p_x, p_o = x_0_columns(schedule, prediction_type)
-    direct = prediction_type == "previous"
-    sigma, k_v = _deviation(schedule, variance_type)
-    sigma[0] = 0
-    return StepRows(
-        schedule.timesteps,
-        variance_type,
-        p_x=p_x,
-        p_o=p_o,
-        bound=clip_range if clip_denoised else math.inf,
-        k_x=0.0 if direct else schedule.posterior_mean_x_t,
-        k_0=0.0 if direct else schedule.posterior_mean_x_0,
-        k_o=1.0 if direct else 0.0,
-        sigma=sigma,
-        k_v=k_v,
-    )
-
-
-def _deviation(schedule: NoiseSchedule, variance_type: str) -> tuple[Tensor, Tensor]:
-    """sigma and k_v of a standard deviation sigma exp(k_v v), v the network's variance channel."""
-    if variance_type in FIXED_VARIANCE_TYPES:
-        sigma = schedule.variance(variance_type).sqrt()
-        return sigma, torch.zeros_like(sigma)
-    u_0, u_1 = variance_columns(schedule, variance_type)
-    return (u_0 / 2).exp(), u_1 / 2

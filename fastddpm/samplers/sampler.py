@@ -1,0 +1,140 @@
+"""What all samplers share: a formula over levels, its peer's defaults, and the x_0_hat of each prediction type."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checks import check_one_of
+from ..coefficients import epsilon_of, x_0_of
+from ..schedule import PREDICTION_TYPES, NoiseSchedule
+from .levels import EVEN, Levels, Spacing, check_levels, levels_of
+from .step_rows import StepRows
+
+Columns = dict[str, Tensor]
+"""Of `rows.StepRow`, in the order in which the steps are walked; and two that differ only where x_0_hat is clipped: k_e, of the
+eps_hat that follows from x_0_hat, and k_net, of the network's own."""
+
+
+class Sampler:
+    """A sampler: called with a schedule, it makes the rows that `reverse_step` walks, from the last to row 0.
+
+    Args:
+        formula: Levels, and options of its own, to columns.
+        spacing, clip_denoised, final_sigmas_type: the defaults, those of diffusers' scheduler.
+        spacings: what a spacing's name means, beside "karras".
+        fractional: whether the network may be given timesteps between the whole ones.
+        visits: S to the levels that the rows begin at, where not each once; the last is where the last row ends.
+        inverse: walks towards more noise.
+        prediction_types: of the network.
+    """
+
+    def __init__(
+        self,
+        formula: Callable[..., Columns],
+        spacing: str = "linspace",
+        clip_denoised: bool = False,
+        final_sigmas_type: str = "zero",
+        spacings: Mapping[str, Spacing] = EVEN,
+        fractional: bool = False,
+        visits: Callable[[int], Sequence[int]] | None = None,
+        inverse: bool = False,
+        prediction_types: tuple[str, ...] = PREDICTION_TYPES[:3],
+    ):
+        self.formula, self.visits, self.inverse, self.prediction_types = formula, visits, inverse, prediction_types
+        self.spacing, self.clip_denoised, self.final_sigmas_type = spacing, clip_denoised, final_sigmas_type
+        self.spacings, self.fractional = spacings, fractional
+        self.__name__, self.__doc__ = formula.__name__, formula.__doc__
+
+    def __repr__(self) -> str:
+        return f"<sampler {self.__name__}>"
+
+    def __call__(
+        self,
+        schedule: NoiseSchedule | Levels,
+        prediction_type: str = "epsilon",
+        variance_type: str = "fixed_small",
+        clip_denoised: bool | None = None,
+        clip_range: float = 1.0,
+        steps: Any = None,
+        spacing: str | None = None,
+        steps_offset: int = 0,
+        final_sigmas_type: str | None = None,
+        **options: Any,
+    ) -> StepRows:
+        """The rows.
+
+        Args:
+            schedule: the chain; or the Levels to walk, for which steps to final_sigmas_type are not read.
+            prediction_type: "epsilon", "sample" or "v_prediction".
+            variance_type: of the network: "learned" and "learned_range" mean that its output has variance channels, of which
+                only `ddpm` makes use.
+            clip_denoised: clamp x_0_hat to [-clip_range, clip_range]; None for the sampler's own default.
+            clip_range: that bound.
+            steps: S, or a list of timesteps that falls; None for all.
+            spacing: which S timesteps: "leading", "trailing" or "linspace", as this sampler's scheduler in diffusers reads the
+                name; or "karras" (Karras et al. 2022, eq. 5), S levels between the schedule's ends. None for the default.
+            steps_offset: added to the timesteps of "leading".
+            final_sigmas_type: where the last step ends: "zero", without noise, or "sigma_min", at the schedule's first level.
+            options: the sampler's own.
+
+        Raises:
+            TypeError, ValueError: an argument of a wrong type, an unknown name, or what does not go together, named.
+        """
+        check_one_of("prediction_type", prediction_type, self.prediction_types)
+        clip = self.clip_denoised if clip_denoised is None else clip_denoised
+        bound = check_clip(clip, clip_range)
+        if not isinstance(schedule, Levels):
+            given = (spacing or self.spacing, steps_offset, final_sigmas_type or self.final_sigmas_type)
+            schedule = levels_of(schedule, steps, *given, self.spacings, self.fractional)
+        check_levels(schedule)
+        at = schedule if self.visits is None else schedule.visiting(self.visits(len(schedule.timesteps)))
+        at = at.reversed() if self.inverse else at
+        _check_prediction(at, prediction_type)
+        columns = _without_epsilon(self.formula(at, **options), at, prediction_type, clip)
+        columns["p_x"], columns["p_o"] = x_0_of(at.a, at.b, prediction_type)
+        rows = {name: column.flip(0) for name, column in columns.items()}
+        return StepRows(at.timesteps.flip(0), variance_type, bound=bound, **rows)
+
+
+def _without_epsilon(columns: Columns, at: Levels, prediction_type: str, clip: bool) -> Columns:
+    """k_e and k_net as columns of x, x_0_hat and the output. Of the output where it may be: (x - a x_0_hat) / b cancels."""
+    none = torch.zeros_like(at.sigma)
+    k_x, k_0 = columns.get("k_x", none), columns.get("k_0", none)
+    k_e, k_net = columns.pop("k_e", None), columns.pop("k_net", none)
+    if k_e is not None and clip:
+        k_x, k_0 = k_x + k_e / at.b, k_0 - k_e * at.a / at.b
+    elif k_e is not None:
+        k_net = k_e
+    e_x, e_o = epsilon_of(at.a, at.b, prediction_type)
+    return {**columns, "k_x": k_x + k_net * e_x, "k_0": k_0, "k_o": k_net * e_o}
+
+
+def sampler(**settings: Any) -> Callable[[Callable[..., Columns]], Sampler]:
+    """Makes a Sampler of a formula."""
+    return lambda formula: Sampler(formula, **settings)
+
+
+def check_clip(clip_denoised: object, clip_range: float) -> float:
+    """The bound."""
+    if not isinstance(clip_denoised, bool):
+        raise TypeError(f"clip_denoised: expected True or False, got {clip_denoised!r}")
+    if not clip_range > 0:
+        raise ValueError(f"clip_range: expected a value above 0, got {clip_range}")
+    return clip_range if clip_denoised else math.inf
+
+
+def _check_prediction(at: Levels, prediction_type: str) -> None:
+    """Refuses what the network's output does not tell at some level."""
+    if prediction_type == "epsilon" and bool(at.sigma.isinf().any()):
+        raise ValueError(
+            "prediction_type: expected 'v_prediction' or 'sample' on a schedule of zero terminal SNR, got 'epsilon' (x_T is pure "
+            "noise there, so no x_0 follows from a predicted epsilon)"
+        )
+    if prediction_type == "sample" and bool((at.sigma == 0).any()):
+        raise ValueError(
+            "prediction_type: expected 'epsilon' or 'v_prediction' where a step begins without noise (final_sigmas_type "
+            "'sigma_min' begins with the least), got 'sample'"
+        )
