@@ -61,7 +61,7 @@ def scheduler(patch, name, dtype, **config):
 
 
 def strides(theirs, mended):
-    """DDIM and PNDM go to the level that lies T // S timesteps on, whatever their timesteps are; mended, to that of the next."""
+    """DDIM and PNDM go to the level T // S timesteps on, whatever their timesteps are; mended, to that of the next one."""
     timesteps = theirs.timesteps.tolist()
     again = "PNDM" in type(theirs).__name__ and len(timesteps) > 1
     for n, t in enumerate(timesteps):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_one_of, describe
-from ..schedule import NoiseSchedule, check_schedule
+from ..schedule import NoiseSchedule
 
 FINAL_SIGMAS = ("zero", "sigma_min")
 
@@ -180,7 +180,6 @@ def levels_of(
     fractional: bool,
 ) -> Levels:
     """The levels of a schedule at such timesteps, or of Karras' spacing, and the last one behind them."""
-    check_schedule(schedule)
     check_one_of("final_sigmas_type", final_sigmas_type, FINAL_SIGMAS)
     of_schedule = schedule.snr.rsqrt()
     if spacing == "karras":

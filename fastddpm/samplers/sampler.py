@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..checks import check_one_of
 from ..coefficients import epsilon_of, x_0_of
-from ..schedule import PREDICTION_TYPES, NoiseSchedule
+from ..schedule import PREDICTION_TYPES, NoiseSchedule, check_schedule
 from .levels import EVEN, Levels, Spacing, check_levels, levels_of
 from .step_rows import StepRows
 
@@ -87,6 +87,8 @@ class Sampler:
         clip = self.clip_denoised if clip_denoised is None else clip_denoised
         bound = check_clip(clip, clip_range)
         if not isinstance(schedule, Levels):
+            check_schedule(schedule)
+            schedule.check_prediction(prediction_type)
             given = (spacing or self.spacing, steps_offset, final_sigmas_type or self.final_sigmas_type)
             schedule = levels_of(schedule, steps, *given, self.spacings, self.fractional)
         check_levels(schedule)
@@ -130,8 +132,7 @@ def _check_prediction(at: Levels, prediction_type: str) -> None:
     """Refuses what the network's output does not tell at some level."""
     if prediction_type == "epsilon" and bool(at.sigma.isinf().any()):
         raise ValueError(
-            "prediction_type: expected 'v_prediction' or 'sample' on a schedule of zero terminal SNR, got 'epsilon' (x_T is pure "
-            "noise there, so no x_0 follows from a predicted epsilon)"
+            "prediction_type: expected 'v_prediction' or 'sample' where sigma is infinite (no x_0 follows there), got 'epsilon'"
         )
     if prediction_type == "sample" and bool((at.sigma == 0).any()):
         raise ValueError(

@@ -51,6 +51,7 @@ def _weights(sigmas: Tensor, order: int) -> tuple[Tensor, Tensor]:
 def _solve(nodes: Tensor, b: Tensor) -> Tensor:
     """rho of sum_k rho_k nodes_k^i = b_i. A node at infinity (a step from zero terminal SNR) has no weight in the limit."""
     finite = nodes.isfinite()
-    rho, n = torch.zeros_like(nodes), int(finite.sum())
-    rho[finite] = torch.linalg.solve(torch.linalg.vander(nodes[finite]).T, b[:n])
+    rho, count = torch.zeros_like(nodes), int(finite.sum())
+    powers = nodes[finite] ** torch.arange(count, device="cpu")[:, None]
+    rho[finite] = torch.linalg.solve(powers, b[:count])
     return rho
