@@ -3,6 +3,7 @@
 diffusers' loops beside them are in test_samplers_diffusers.py.
 """
 
+import itertools
 import math
 
 import pytest
@@ -59,7 +60,7 @@ ORDERS = {
 def test_order_of_convergence(case):
     name, order, exact_history, options = ORDERS[case]
     errors = [error(name, steps, exact_history, **options) for steps in (10, 20, 40, 80, 160, 320, 640)]
-    assert all(later < earlier for earlier, later in zip(errors, errors[1:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(errors))
     assert math.log2(errors[-2] / errors[-1]) == pytest.approx(order, abs=0.15)
 
 
@@ -120,13 +121,40 @@ def test_the_inversion_is_undone():
     assert samplers.ddim_inverse(SCHEDULE, **options).timesteps.tolist() == [84, 70, 56, 42, 28, 14, 0]
 
 
+# ---- samplers whose papers go back to an earlier sample ----
+
+
+@pytest.mark.parametrize(
+    ("name", "prediction_type", "level_after", "first"),
+    [
+        ("unipc_3", "sample", lambda row: row + 1, 0),
+        ("heun", "epsilon", lambda row: row // 2 + 1, 0),
+        ("plms", "epsilon", lambda row: max(row, 1), 4),
+    ],
+)
+def test_an_edit_between_steps_is_kept(name, prediction_type, level_after, first):
+    """Under a network that answers the same to any x, what is added to x shrinks as x itself (PLMS: from the fifth row on)."""
+    levels = Levels(torch.arange(10).flip(0), torch.linspace(5, 0.1, 11, dtype=torch.float64))
+    scale = (1 + levels.sigmas**2).rsqrt() * (levels.sigmas if prediction_type == "sample" else 1)
+    rows = SAMPLERS[name](levels, prediction_type)
+    x, answer = values(2, 3, dtype=torch.float64), values(2, 3, seed=1, dtype=torch.float64)
+    plain = walk(rows, x, None, lambda x, t: answer)
+    for row in range(len(rows)):
+        edited = walk(rows, x, None, lambda x, t: answer, edit=lambda n, x, row=row: x + (n == row))
+        kept, expected = edited - plain, scale[-1] / scale[level_after(row)]
+        if row >= first:
+            torch.testing.assert_close(kept, expected.expand_as(kept))
+        else:
+            assert bool((kept / expected > 0.9).all()) and bool((kept / expected < 1.7).all())
+
+
 # ---- zero terminal SNR, to which diffusers' DPM-Solver and UniPC come no closer than abar = 2^-24 ----
 
 
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in ("heun", "plms", "ddim_inverse")])
 @pytest.mark.parametrize("steps", [1, 2, 10])
 def test_zero_terminal_snr_is_the_limit(name, steps):
-    """Of rows whose first sigma grows; DPM-Solver's and UniPC's come closer as 1 / log sigma: the error halves at its square."""
+    """Of rows whose first sigma grows; DPM-Solver's and UniPC's come closer as 1 / log sigma, half as far at its square."""
 
     def rows(sigma):
         given = Levels(torch.arange(steps).flip(0), torch.tensor([sigma, *range(steps, 0, -1)], dtype=torch.float64) / 2)
