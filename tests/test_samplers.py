@@ -230,6 +230,7 @@ def test_a_learned_variance_is_left_alone():
 
 REFUSED = {
     "no schedule": (lambda: samplers.ddim(100), TypeError, "schedule: expected a NoiseSchedule, got int"),
+    "no schedule for ddpm": (lambda: samplers.ddpm(None), TypeError, "schedule: expected a NoiseSchedule, got NoneType"),
     "prediction": (lambda: samplers.euler(SCHEDULE, "previous"), ValueError, "prediction_type: expected one of .*'previous'"),
     "plms of v": (lambda: samplers.plms(SCHEDULE, "v_prediction"), ValueError, "prediction_type: expected one of 'epsilon'"),
     "steps 0": (lambda: samplers.ddim(SCHEDULE, steps=0), ValueError, r"steps: expected 1 \.\. 100, got 0"),
@@ -256,6 +257,12 @@ REFUSED = {
     "order of the SDE": (lambda: samplers.dpmpp_sde(SCHEDULE, order=3), ValueError, "order: expected one of 1, 2, got 3"),
     "order of unipc": (lambda: samplers.unipc(SCHEDULE, order=0), ValueError, "order: expected one of 1, 2, 3, got 0"),
     "order of lms": (lambda: samplers.lms(SCHEDULE, order=5), ValueError, "order: expected one of 1, 2, 3, 4, got 5"),
+    "order of a kind": (lambda: samplers.unipc(SCHEDULE, order=2.0), TypeError, "order: expected an int, got float"),
+    "offset of a kind": (
+        lambda: samplers.ddim(SCHEDULE, steps=5, steps_offset=0.5),
+        TypeError,
+        "steps_offset: expected an int",
+    ),
     "unknown option": (lambda: samplers.euler(SCHEDULE, eta=1.0), TypeError, "unexpected keyword argument 'eta'"),
     "clip": (lambda: samplers.euler(SCHEDULE, clip_denoised=1), TypeError, "clip_denoised: expected True or False, got 1"),
     "clip range": (lambda: samplers.euler(SCHEDULE, clip_range=-1), ValueError, "clip_range: expected a value above 0, got -1"),

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..checks import check_one_of
 from ..coefficients import variance_columns, x_0_columns
-from ..schedule import FIXED_VARIANCE_TYPES, PREDICTION_TYPES, VARIANCE_TYPES, NoiseSchedule
+from ..schedule import FIXED_VARIANCE_TYPES, PREDICTION_TYPES, VARIANCE_TYPES, NoiseSchedule, check_schedule
 from .levels import EVEN, spaced
 from .sampler import check_clip
 from .step_rows import StepRows
@@ -39,6 +39,7 @@ def ddpm(
         TypeError, ValueError: an unknown type, a bound not above 0, steps that can not be, or epsilon prediction at zero
             terminal SNR.
     """
+    check_schedule(schedule)
     check_one_of("prediction_type", prediction_type, PREDICTION_TYPES)
     check_one_of("variance_type", variance_type, VARIANCE_TYPES)
     bound = check_clip(clip_denoised, clip_range)

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..checks import as_int
 from .levels import INNER, Levels
 from .one_step import ancestral, straight
 from .sampler import Columns, sampler
@@ -83,5 +84,5 @@ def step_orders(at: Levels, order: int, lower_order_final: bool) -> list[int]:
 
 
 def check_order(order: object, orders: tuple[int, ...]) -> None:
-    if order not in orders:
+    if as_int("order", order) not in orders:
         raise ValueError(f"order: expected one of {', '.join(map(str, orders))}, got {order!r}")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import check_one_of, describe
+from ..checks import as_int, check_one_of, describe
 from ..schedule import NoiseSchedule
 
 FINAL_SIGMAS = ("zero", "sigma_min")
@@ -148,7 +148,7 @@ def spaced(
     steps = int(steps)
     if not 1 <= steps <= total:
         raise ValueError(f"steps: expected 1 .. {total}, got {steps}")
-    t = spacings[spacing](total, steps, steps_offset)
+    t = spacings[spacing](total, steps, as_int("steps_offset", steps_offset))
     t = t.float().double() if fractional else t.round()  # float32 is what the network will be given
     if t[0] >= total or t[-1] < 0:
         raise ValueError(f"steps_offset: expected one that leaves the timesteps in 0 .. {total - 1}, got {steps_offset}")
