@@ -1,20 +1,23 @@
 """GaussianDiffusion: a schedule and the functions, tied to a model."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from . import samplers
 from .bits_per_dim import Walk, keys_of, parts_of, share_of
-from .checks import as_shape, check_data, check_key, check_noise, check_one_of, describe
+from .checks import as_shape, check_data, check_float_dtype, check_key, check_noise, check_one_of, describe
 from .coefficients import vlb_rows
-from .functional import arithmetic, check_reduction, mse_loss, q_sample, reverse_step
+from .functional import arithmetic, check_reduction, mse_loss, q_sample
 from .importance import LossSecondMoment
 from .models import Model, call_model, device_of
-from .noise import noise_key, randn, timesteps
+from .noise import noise_key, timesteps
+from .samplers import SAMPLERS, StepRows
+from .samplers.levels import check_start
+from .sampling import Inpainting, SamplingLoop, any_seed, check_seeds, edit_of, first_of, steering_of
 from .schedule import FIRST_VARIANCES, LEARNED_VARIANCE_TYPES, VARIANCE_TYPES, NoiseSchedule, check_schedule
 from .vlb import CDFS, hybrid_loss, prior_kl, vlb_loss
 
@@ -150,57 +153,87 @@ class GaussianDiffusion:
         self,
         model: Model,
         shape: tuple[int, ...] | torch.Size,
-        sampler: str = "ddpm",
-        steps: int | None = None,
-        seed: int | Tensor = 0,
-        clip_denoised: bool = True,
+        sampler: str | StepRows = "ddpm",
+        steps: int | Sequence[int] | None = None,
+        seed: int | Tensor | None = None,
+        clip_denoised: bool | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
         device: torch.device | str | None = None,
         progress: bool = True,
+        *,
+        clip_range: float = 1.0,
+        spacing: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        first_sample: int = 0,
+        x_T: Tensor | None = None,  # noqa: N803
+        start: int = 0,
+        x_t: Tensor | None = None,
+        guidance_scale: float | Tensor | None = None,
+        uncond_kwargs: Mapping[str, Any] | None = None,
+        stacked: bool = False,
+        guidance_rescale: float = 0.0,
+        thresholding: float | None = None,
+        denoised_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
+        cond_fn: Callable[..., Tensor] | None = None,
+        callback: Callable[[int, Any, Tensor, Tensor], Tensor | None] | None = None,
+        inpaint: tuple[Tensor, Tensor] | None = None,
+        return_trajectory: bool = False,
+        **options: Any,
     ) -> Tensor:
-        """Draws images from the model.
+        """Draws images from the model, by any sampler.
 
         Args:
             model: see the class; put it in eval mode first.
             shape: `(B, ...)` of the images.
-            sampler: "ddpm".
-            steps: how many steps of the chain to walk, evenly spaced to its end; None for all.
-            seed: an int, or an integer tensor `[B]` of one seed an image: an image then does not depend on its batch.
-            clip_denoised: clamp x_0_hat to [-1, 1].
+            sampler: a name of `samplers.SAMPLERS`, or a `StepRows` (then steps to spacing are the rows', and not read).
+            steps: how many steps of the chain to walk, or a list of timesteps that falls; None for all.
+            seed: an int, or an integer tensor `[B]` of one seed an image: an image's noise then does not depend on its batch.
+                None draws one of torch's default generator.
+            clip_denoised: clamp x_0_hat to [-clip_range, clip_range]; None for the sampler's default.
             model_kwargs: passed on to the model.
             device: where to sample; default: the model's parameters' device.
             progress: show a bar.
+            clip_range: see clip_denoised.
+            spacing: of the steps, as `samplers.Sampler` says; None for the sampler's default (of "ddpm" evenly to the end).
+            dtype: the samples', and what the model is given.
+            first_sample: the index of the batch's first image, so that images made in parts are those of the whole.
+            x_T: what to begin with, of the shape, in place of noise.
+            start: how many of the first steps to leave out; x_t is then the sample at the level of the first that is walked.
+            x_t: with start: what to begin with, e.g. an image noised to that level.
+            guidance_scale: classifier-free guidance (Ho & Salimans 2022): uncond + scale (cond - uncond), a number or `[B]`.
+            uncond_kwargs: with guidance: what the model is given in place of those of model_kwargs, without the condition.
+            stacked: with guidance: one call of the model on a batch of both, instead of two calls.
+            guidance_rescale: how far to bring a guided output's deviation back to the conditional one's (Lin et al. 2023, 3.4).
+            thresholding: Imagen's dynamic thresholding (Saharia et al. 2022, 2.3): the percentile in (0, 1] of abs(x_0_hat) that
+                it is clamped to and divided by, where that is above 1; in place of clip_denoised.
+            denoised_fn: (x_0_hat, t `[B]`) -> x_0_hat, before it is clamped.
+            cond_fn: (x_t, t `[B]`, **model_kwargs) -> the gradient of log p(y | x_t) by x_t (Dhariwal & Nichol 2021: their
+                algorithm 1 for "ddpm", 2 for the rest).
+            callback: (i, t, x, x_0_hat) after each step, i as `reverse_step` takes it, t what the model was given there; x may
+                be changed in place, or a tensor returned to go on with.
+            inpaint: (known, mask): after each step the sample is `known`, noised to its level, where the mask is 1 (as far as it
+                is).
+            return_trajectory: return every step's sample too.
+            options: the sampler's own, e.g. eta of "ddim".
 
         Returns:
-            float32 `shape`.
-        """
-        check_one_of("sampler", sampler, ("ddpm",))
-        shape = as_shape("shape", shape)
-        if isinstance(seed, Tensor) and seed.shape != shape[:1]:
-            raise ValueError(f"seed: expected an int or [{shape[0]}] seeds, one an image, got {describe(seed)}")
-        device = device_of(model) if device is None else torch.device(device)
-        rows = self._ddpm_rows(steps, clip_denoised)
-        initial, reverse = (noise_key(seed, 0, shape[0], stream=stream, device=device) for stream in ("initial", "reverse"))
-        return self._walk(model, shape, rows, initial, reverse, model_kwargs, progress)
+            `shape`, of dtype; with return_trajectory `[1 + steps, *shape]`, x_T first and the images last.
 
-    def _walk(
-        self,
-        model: Model,
-        shape: tuple[int, ...],
-        rows: samplers.StepRows,
-        initial: Tensor,
-        reverse: Tensor,
-        model_kwargs: Mapping[str, Any] | None,
-        progress: bool = False,
-    ) -> Tensor:
-        """The loop of `sample`, from x_T of one key, each step with its noise of the other: no host in it but the bar."""
-        x = randn(initial, shape)
-        keys = keys_of(reverse, rows.indices_on(x.device).flip(0))  # a step's number is how far it is from the first, T - 1
-        model_t = rows.timesteps_on(x.device).clone()  # a model may change its t in place
-        for i in tqdm(range(len(rows) - 1, -1, -1), desc="sampling", unit="step", disable=not progress):
-            output = call_model(model, x, model_t[i].expand(shape[0]), model_kwargs, self.variance_type)
-            x, _ = reverse_step(output, x, i, rows, keys[i], return_x_0=False)
-        return x
+        Raises:
+            TypeError, ValueError: an argument of a wrong type or shape, an unknown name, or two that do not go together, named.
+        """
+        shape, device = as_shape("shape", shape), device_of(model) if device is None else torch.device(device)
+        check_float_dtype("dtype", dtype)
+        check_seeds(seed, shape)
+        made = (guidance_scale, uncond_kwargs, stacked, guidance_rescale, thresholding, denoised_fn, cond_fn, sampler == "ddpm")
+        rows, first, number = self._rows(sampler, steps, start, clip_denoised, clip_range, spacing, options)
+        loop = SamplingLoop(rows, model, self.variance_type, steering_of(shape, device, *made), device, dtype)
+        key = partial(noise_key, any_seed() if seed is None else seed, 0, shape[0], first_sample, device=device)
+        x = first_of(shape, dtype, key(stream="initial"), x_T, x_t, start)
+        known = None if inpaint is None else Inpainting(*inpaint, rows, key(stream="inpainting"), x)
+        trajectory = [x] if return_trajectory else None
+        x = loop(x, key(stream="reverse"), model_kwargs, first, number, progress, edit_of(rows, callback, known), trajectory)
+        return x if trajectory is None else torch.stack(trajectory)
 
     @torch.no_grad()
     def bits_per_dim(
@@ -272,9 +305,36 @@ class GaussianDiffusion:
             return self.schedule.respace(steps)
         return self._keep(("chain", self.schedule, steps), lambda: self.schedule.respace(steps))
 
-    def _ddpm_rows(self, steps: int | None, clip_denoised: bool) -> samplers.StepRows:
-        options = (self._chain(steps), self.prediction_type, self.variance_type, clip_denoised)
-        return self._keep(("ddpm", *options), lambda: samplers.ddpm(*options))
+    def _rows(
+        self,
+        sampler: str | StepRows,
+        steps: int | Sequence[int] | None,
+        start: int,
+        clip_denoised: bool | None,
+        clip_range: float,
+        spacing: str | None,
+        options: Mapping[str, Any],
+    ) -> tuple[StepRows, int, int]:
+        """A sampler's rows, how many of the first are not to be walked, and the number of the first."""
+        if isinstance(sampler, StepRows):
+            check_start(start, len(sampler))
+            if start and sampler.history:
+                raise ValueError(f"start: expected 0 for StepRows that read earlier steps, got {start}")
+            return sampler, start, 0
+        check_one_of("sampler", sampler, tuple(SAMPLERS))
+        settings = {"clip_denoised": clip_denoised, "spacing": spacing, "clip_range": clip_range, **options}
+        settings = {name: value for name, value in settings.items() if value is not None}
+        if sampler == "ddpm":
+            about = (self.schedule if spacing else self._chain(steps), self.prediction_type, self.variance_type)
+            settings |= {"steps": _hashable(steps)} if spacing else {}
+        else:
+            about = (self.schedule, self.prediction_type, self.variance_type)
+            settings |= {"steps": _hashable(steps), "start": start}
+        rows = self._keep((sampler, *about, *settings.items()), lambda: SAMPLERS[sampler](*about, **settings))
+        if sampler != "ddpm":
+            return rows, 0, start
+        check_start(start, len(rows))
+        return rows, start, 0
 
     def _keep(self, name: tuple, make: Callable[[], Any]) -> Any:
         """By all that it is made of: whoever changes an attribute gets another."""
@@ -292,3 +352,7 @@ class GaussianDiffusion:
 
 def _snr(chain: NoiseSchedule) -> Tensor:
     return chain.snr
+
+
+def _hashable(steps: int | Sequence[int] | None) -> Any:
+    return steps if steps is None or isinstance(steps, int) else tuple(steps)

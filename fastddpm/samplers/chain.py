@@ -53,6 +53,7 @@ def ddpm(
     return StepRows(
         schedule.timesteps,
         variance_type,
+        schedule.alphas_cumprod,
         p_x=p_x,
         p_o=p_o,
         bound=bound,

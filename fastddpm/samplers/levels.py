@@ -59,6 +59,11 @@ class Levels(NamedTuple):
         at = torch.tensor(index, device="cpu")
         return Levels(self.timesteps[at[:-1]], self.sigmas[at])
 
+    def after(self, start: int) -> "Levels":
+        """Without the first ones."""
+        check_start(start, len(self.timesteps))
+        return Levels(self.timesteps[start:], self.sigmas[start:])
+
     def reversed(self) -> "Levels":
         """Towards more noise: the network is given the timestep of the level that a step ends at."""
         return Levels(self.timesteps.flip(0), self.sigmas.flip(0))
@@ -70,6 +75,11 @@ def _signal(sigmas: Tensor) -> Tensor:
 
 def _noise(sigmas: Tensor) -> Tensor:
     return (1 + sigmas**-2.0).rsqrt()
+
+
+def check_start(start: object, steps: int) -> None:
+    if not 0 <= as_int("start", start) < steps:
+        raise ValueError(f"start: expected 0 .. {steps - 1} (the steps are {steps}), got {start}")
 
 
 def check_levels(levels: Levels) -> None:

@@ -62,6 +62,7 @@ class Sampler:
         spacing: str | None = None,
         steps_offset: int = 0,
         final_sigmas_type: str | None = None,
+        start: int = 0,
         **options: Any,
     ) -> StepRows:
         """The rows.
@@ -78,6 +79,7 @@ class Sampler:
                 name; or "karras" (Karras et al. 2022, eq. 5), S levels between the schedule's ends. None for the default.
             steps_offset: added to the timesteps of "leading".
             final_sigmas_type: where the last step ends: "zero", without noise, or "sigma_min", at the schedule's first level.
+            start: how many of the first steps are left out: the sampler begins at a later level, without history.
             options: the sampler's own.
 
         Raises:
@@ -92,13 +94,14 @@ class Sampler:
             given = (spacing or self.spacing, steps_offset, final_sigmas_type or self.final_sigmas_type)
             schedule = levels_of(schedule, steps, *given, self.spacings, self.fractional)
         check_levels(schedule)
+        schedule = schedule.after(start)
         at = schedule if self.visits is None else schedule.visiting(self.visits(len(schedule.timesteps)))
         at = at.reversed() if self.inverse else at
         _check_prediction(at, prediction_type)
         columns = _without_epsilon(self.formula(at, **options), at, prediction_type, clip)
         columns["p_x"], columns["p_o"] = x_0_of(at.a, at.b, prediction_type)
         rows = {name: column.flip(0) for name, column in columns.items()}
-        return StepRows(at.timesteps.flip(0), variance_type, bound=bound, **rows)
+        return StepRows(at.timesteps.flip(0), variance_type, (at.a**2).flip(0), bound=bound, **rows)
 
 
 def _without_epsilon(columns: Columns, at: Levels, prediction_type: str, clip: bool) -> Columns:

@@ -1,6 +1,7 @@
 """What a sampler is: the table of rows that `reverse_step` walks, from the last row to row 0."""
 
 import math
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,10 +18,12 @@ class StepRows(Tables):
     Args:
         timesteps: int64 or float32 `[S]`, what the network is given at each row; row 0 is the last step.
         variance_type: "learned" and "learned_range" want a network's output of twice the channels.
+        alphas_cumprod: `[S]`, abar of x at each row, for a loop that noises what it puts into x (inpainting) or moves the score
+            (cond_fn); None where no such loop will walk the rows.
         columns: of `rows.StepRow`, by name, each `[S]` or one number for all; 0 where not given, but g 1, and no bound.
 
     Attributes:
-        timesteps, variance_type: as given.
+        timesteps, variance_type, alphas_cumprod: as given.
         columns: the `StepRow` of float64 `[S]` on the CPU.
         adds_noise: whether any sigma is not 0.
         history: how many earlier steps' tensors the rows read, 0 to 3.
@@ -30,7 +33,13 @@ class StepRows(Tables):
         TypeError, ValueError: an unknown column, one of another length, a NaN, or timesteps of another kind, named.
     """
 
-    def __init__(self, timesteps: Tensor, variance_type: str = "fixed_small", **columns: Tensor | float):
+    def __init__(
+        self,
+        timesteps: Tensor,
+        variance_type: str = "fixed_small",
+        alphas_cumprod: Tensor | None = None,
+        **columns: Tensor | float,
+    ):
         check_one_of("variance_type", variance_type, VARIANCE_TYPES)
         unknown = columns.keys() - set(StepRow._fields)
         if unknown:
@@ -43,16 +52,26 @@ class StepRows(Tables):
         ):
             raise TypeError(f"timesteps: expected int64 or float32 [S] of one step or more, got {describe(timesteps)}")
         self.timesteps, self.variance_type = timesteps.cpu().clone(), variance_type
+        self.alphas_cumprod = None if alphas_cumprod is None else _column("alphas_cumprod", alphas_cumprod, len(timesteps))
         given = {"bound": math.inf, "g": 1.0, **columns}
         self.columns = StepRow(*(_column(name, given.get(name, 0.0), len(timesteps)) for name in StepRow._fields))
         k = self.columns
         self.adds_noise = bool(k.sigma.any())
         self.history = max((j for j, k_h in enumerate((k.k_h1, k.k_h2, k.k_h3), 1) if k_h.any()), default=0)
         self.keeps = bool(k.c_x.any() or k.c_0.any())
-        super().__init__(self.timesteps, *self.columns)
+        super().__init__(self.timesteps, *self.columns, *([] if alphas_cumprod is None else [self.alphas_cumprod]))
 
     def __len__(self) -> int:
         return len(self.timesteps)
+
+    @cached_property
+    def of_x_0(self) -> "StepRows":
+        """The same steps where x_0_hat itself is given in place of the output (one that was edited): what they took of the
+        output then follows from x and x_0_hat, clipped."""
+        k = self.columns
+        share = torch.where(k.k_o != 0, k.k_o / k.p_o, 0.0)
+        columns = k._replace(p_x=0.0, p_o=1.0, k_x=k.k_x - share * k.p_x, k_0=k.k_0 + share, k_o=0.0)
+        return StepRows(self.timesteps, self.variance_type, self.alphas_cumprod, **columns._asdict())
 
     def on(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """The table that the kernels read, on a device, uploaded once."""

@@ -1,0 +1,350 @@
+"""The sampling loop: from x_T, or from any step's x_t, to x_0, with any sampler and with what steers it.
+
+What a step reads (rows, indices, timesteps, keys, both arguments of a guided network) is on the device before the first step, so
+that between it and the last nothing is uploaded and nothing read by the host. A loop holds two samples, what its sampler reads
+of earlier steps, and the network's outputs: never one of each step.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from . import ops
+from .bits_per_dim import keys_of
+from .checks import check_data, check_like, describe
+from .models import Model, call_model
+from .noise import randn
+from .rows import NoisingRow, pack
+from .samplers import StepRows
+
+History = list[Tensor]
+
+
+@dataclass(frozen=True)
+class Steering:
+    """What is done to the network's outputs before they are a step; `GaussianDiffusion.sample` says what each means."""
+
+    guidance_scale: Tensor | None = None
+    uncond_kwargs: Mapping[str, Any] | None = None
+    stacked: bool = False
+    guidance_rescale: float = 0.0
+    thresholding: float | None = None
+    denoised_fn: Callable[[Tensor, Tensor], Tensor] | None = None
+    cond_fn: Callable[..., Tensor] | None = None
+    shifts_mean: bool = False
+    """cond_fn's gradient moves the step's mean (Dhariwal & Nichol 2021, algorithm 1), else the score (algorithm 2)."""
+
+    @property
+    def composes(self) -> bool:
+        """Whether more than the step's kernel is at work."""
+        return bool(self.guidance_rescale or self.thresholding or self.denoised_fn or self.cond_fn)
+
+
+class Outputs:
+    """The network's outputs at a step: with its condition, and under guidance without it."""
+
+    def __init__(self, model: Model, variance_type: str, model_kwargs: Mapping[str, Any] | None, steering: Steering):
+        self.model, self.variance_type, self.stacked = model, variance_type, steering.stacked
+        self.kwargs = dict(model_kwargs or {})
+        self.uncond = None if steering.uncond_kwargs is None else self.kwargs | dict(steering.uncond_kwargs)
+        if self.stacked and self.uncond is not None:
+            self.both = {name: _stacked(name, self.kwargs.get(name), value) for name, value in self.uncond.items()}
+
+    def __call__(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.uncond is None:
+            return call_model(self.model, x, t, self.kwargs, self.variance_type), None
+        if self.stacked:
+            output = call_model(self.model, torch.cat((x, x)), torch.cat((t, t)), self.both, self.variance_type)
+            return output[: len(x)], output[len(x) :]
+        output, uncond = (call_model(self.model, x, t, kwargs, self.variance_type) for kwargs in (self.kwargs, self.uncond))
+        return output, uncond
+
+
+def _stacked(name: str, cond: Any, uncond: Any) -> Any:
+    """A model's argument for a batch of both halves."""
+    if cond is uncond:
+        return cond if not isinstance(cond, Tensor) or cond.dim() == 0 else torch.cat((cond, cond))
+    if isinstance(cond, Tensor) and isinstance(uncond, Tensor) and cond.shape == uncond.shape and cond.dim() > 0:
+        return torch.cat((cond, uncond))
+    raise TypeError(
+        f"uncond_kwargs: expected tensors [B, ...] in both arguments {name!r}, to be stacked, got {cond!r}, {uncond!r}"
+    )
+
+
+class Inpainting:
+    """After each step, what is known of x_0, noised to the level that the step ends at, where the mask is 1."""
+
+    def __init__(self, known: Tensor, mask: Tensor, rows: StepRows, key: Tensor, x: Tensor):
+        check_like("inpaint[0]", known, "the images", x)
+        if not isinstance(mask, Tensor) or mask.device != x.device or torch.broadcast_shapes(mask.shape, x.shape) != x.shape:
+            raise ValueError(
+                f"inpaint[1]: expected a mask that broadcasts to {list(x.shape)} on {x.device}, got {describe(mask)}"
+            )
+        if rows.alphas_cumprod is None:
+            raise ValueError("inpaint: expected a sampler by name, or StepRows with alphas_cumprod, got StepRows without")
+        self.known, self.mask, indices = known.to(x.dtype), mask.to(x.dtype), rows.indices_on(x.device)
+        self.table, self.index = rows.table(_level_behind, *arithmetic_of(x.device, x.dtype)), indices.unbind()
+        self.keys = keys_of(key, indices.flip(0)).unbind()
+
+    def __call__(self, x: Tensor, i: int) -> Tensor:
+        return torch.lerp(x, ops.noising(self.known, self.keys[i], self.index[i], self.table), self.mask)
+
+
+class SamplingLoop:
+    """The steps of a table of rows, from x_T or the x_t of any step.
+
+    Args:
+        rows: the sampler.
+        model, variance_type: the network, and what its output holds.
+        steering: what is done to its outputs.
+        device, dtype: where the samples are, and theirs.
+    """
+
+    def __init__(
+        self, rows: StepRows, model: Model, variance_type: str, steering: Steering, device: torch.device, dtype: torch.dtype
+    ):
+        self.rows, self.model, self.variance_type, self.steering = rows, model, variance_type, steering
+        self.where = arithmetic_of(device, dtype)
+        self.table = rows.on(*self.where)
+
+    def outputs(self, model_kwargs: Mapping[str, Any] | None) -> Outputs:
+        return Outputs(self.model, self.variance_type, model_kwargs, self.steering)
+
+    def __call__(
+        self,
+        x: Tensor,
+        key: Tensor,
+        model_kwargs: Mapping[str, Any] | None = None,
+        first: int = 0,
+        number: int = 0,
+        progress: bool = False,
+        edit: Callable[[int, Tensor, Tensor], Tensor] | None = None,
+        trajectory: list[Tensor] | None = None,
+    ) -> Tensor:
+        """The sample after the last step.
+
+        Args:
+            x: the sample at the first step.
+            key: the steps' noise; a step's number is how far it is from the first.
+            model_kwargs: passed on to the model.
+            first: how many of the first rows are left out.
+            number: the first row's.
+            progress: show a bar.
+            edit: (i, x_prev, x_0_hat) -> the sample to go on with.
+            trajectory: takes each step's sample.
+        """
+        rows, outputs = self.rows, self.outputs(model_kwargs)
+        indices = rows.indices_on(x.device)
+        keys = keys_of(key, indices.flip(0) + number).unbind() if rows.adds_noise else (None,) * len(rows)
+        index, ts = (
+            indices.unbind(),
+            rows.timesteps_on(x.device)[:, None].repeat(1, len(x)).unbind(),
+        )  # a model may change its t
+        history = [x] * rows.history  # of which no row reads more than there is
+        for i in tqdm(range(len(rows) - 1 - first, -1, -1), desc="sampling", unit="step", disable=not progress):
+            x, x_0, history = self.step(outputs, x, ts[i], index[i], keys[i], history, edit is not None)
+            if edit is not None:
+                x = edit(i, x, x_0)
+            if trajectory is not None:
+                trajectory.append(x)
+        return x
+
+    def step(
+        self, outputs: Outputs, x: Tensor, t: Tensor, index: Tensor, noise: Tensor | None, history: History, return_x_0: bool
+    ) -> tuple[Tensor, Tensor, History]:
+        """(x_prev, x_0_hat where it is wanted, the next step's history)"""
+        output, uncond = outputs(x, t)
+        rows, steering = self.rows, self.steering
+        wanted = return_x_0 or (rows.history > 0 and not rows.keeps)
+        if steering.composes:
+            made = self._steered(outputs, output, uncond, x, t, index, noise, wanted, history)
+        else:
+            given = (uncond, steering.guidance_scale, None, history, rows.keeps)
+            made = ops.reverse_step(output, x, noise, index, self.table, wanted, *given)
+        x_prev, x_0, kept = made
+        return x_prev, x_0, [kept if rows.keeps else x_0, *history[:-1]] if history else history
+
+    def _steered(self, outputs, output, uncond, x, t, index, noise, wanted, history) -> tuple[Tensor, Tensor, Tensor]:
+        steering, rows = self.steering, self.rows
+        mean, *v = (output,) if output.shape == x.shape else output.split(x.shape[1], 1)
+        if uncond is not None:
+            mean = guided(mean, uncond[:, : x.shape[1]] if v else uncond, steering.guidance_scale, steering.guidance_rescale)
+        if steering.cond_fn is not None:
+            by_x = steering.cond_fn(x, t, **outputs.kwargs)
+            check_like("cond_fn's gradient", by_x, "x_t", x)
+            if not steering.shifts_mean:
+                mean = ops.noising(mean, by_x, index, rows.table(_to_score, *self.where))
+        bound, table = None, self.table
+        if steering.denoised_fn is not None or steering.thresholding is not None:
+            x_0 = ops.noising(x, mean, index, rows.table(_to_x_0, *self.where))
+            if steering.denoised_fn is not None:
+                x_0 = mean = steering.denoised_fn(x_0, t)
+                check_like("denoised_fn's x_0_hat", x_0, "x_t", x)
+                table = rows.of_x_0.on(*self.where)
+            bound = None if steering.thresholding is None else dynamic_bound(x_0, steering.thresholding)
+        output = torch.cat((mean, *v), 1) if v else mean
+        made = ops.reverse_step(output, x, noise, index, table, wanted, None, None, bound, history, rows.keeps)
+        if steering.cond_fn is None or not steering.shifts_mean:
+            return made
+        by_x = by_x * (2 * rows.table(_exponent, *self.where)[index] * v[0]).exp() if v else by_x
+        return ops.noising(made[0], by_x, index, rows.table(_to_mean, *self.where)), *made[1:]
+
+
+# ---- what a loop is asked for, checked ----
+
+
+def any_seed() -> int:
+    """Of torch's default generator."""
+    return int(torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device="cpu"))
+
+
+def check_seeds(seed: int | Tensor | None, shape: tuple[int, ...]) -> None:
+    if isinstance(seed, Tensor) and seed.shape != shape[:1]:
+        raise ValueError(f"seed: expected an int or [{shape[0]}] seeds, one an image, got {describe(seed)}")
+
+
+def arithmetic_of(device: torch.device, dtype: torch.dtype) -> tuple[torch.device, torch.dtype]:
+    return device, torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def first_of(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    key: Tensor,
+    x_T: Tensor | None,
+    x_t: Tensor | None,
+    start: int,  # noqa: N803
+) -> Tensor:
+    """The sample that a loop begins with."""
+    name, given = ("x_t", x_t) if start else ("x_T", x_T)
+    if start and x_t is None:
+        raise ValueError(f"x_t: expected the sample at the first level walked, since start is {start}, got None")
+    if (x_T if start else x_t) is not None:
+        raise ValueError("x_T, x_t: expected x_t with a start above 0 and x_T without, got the other")
+    if given is None:
+        return randn(key, shape, dtype)
+    check_data(name, given)
+    if given.shape != shape or given.device != key.device:
+        raise ValueError(f"{name}: expected {list(shape)} on {key.device}, got {describe(given)}")
+    return given.detach().to(dtype)
+
+
+def steering_of(
+    shape: tuple[int, ...],
+    device: torch.device,
+    guidance_scale: float | Tensor | None,
+    uncond_kwargs: Mapping[str, Any] | None,
+    stacked: bool,
+    guidance_rescale: float,
+    thresholding: float | None,
+    denoised_fn: Callable[[Tensor, Tensor], Tensor] | None,
+    cond_fn: Callable[..., Tensor] | None,
+    shifts_mean: bool,
+) -> Steering:
+    if (guidance_scale is None) != (uncond_kwargs is None):
+        raise ValueError(
+            "guidance_scale, uncond_kwargs: expected both or neither (what the model is given without the condition), got "
+            f"{'uncond_kwargs' if guidance_scale is None else 'guidance_scale'} alone"
+        )
+    if guidance_scale is None and (stacked or guidance_rescale):
+        raise ValueError("stacked, guidance_rescale: expected guidance_scale with them, got None")
+    if not 0 <= guidance_rescale <= 1:
+        raise ValueError(f"guidance_rescale: expected 0 .. 1, got {guidance_rescale}")
+    if thresholding is not None and not 0 < thresholding <= 1:
+        raise ValueError(f"thresholding: expected a percentile in (0, 1], got {thresholding}")
+    for name, given in (("denoised_fn", denoised_fn), ("cond_fn", cond_fn)):
+        if given is not None and not callable(given):
+            raise TypeError(f"{name}: expected a callable, got {describe(given)}")
+    scale = None if guidance_scale is None else _scale(guidance_scale, shape, device)
+    return Steering(scale, uncond_kwargs, stacked, guidance_rescale, thresholding, denoised_fn, cond_fn, shifts_mean)
+
+
+def _scale(scale: float | Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    if isinstance(scale, Tensor):
+        if not scale.is_floating_point() or scale.shape not in ((), shape[:1]) or scale.device != device:
+            raise ValueError(f"guidance_scale: expected a number or a floating [{shape[0]}] on {device}, got {describe(scale)}")
+        return scale.detach().float()
+    if isinstance(scale, bool) or not isinstance(scale, Real) or not math.isfinite(scale):
+        raise ValueError(f"guidance_scale: expected a finite number or a floating tensor [{shape[0]}], got {scale!r}")
+    return torch.full((), float(scale), device=device)  # filled there: an upload would wait
+
+
+def edit_of(
+    rows: StepRows, callback: Callable[[int, Any, Tensor, Tensor], Tensor | None] | None, inpaint: Inpainting | None
+) -> Callable[[int, Tensor, Tensor], Tensor] | None:
+    """What is done to a sample between two steps."""
+    if callback is None and inpaint is None:
+        return None
+    timesteps = rows.timesteps.tolist()
+
+    def edit(i: int, x: Tensor, x_0: Tensor) -> Tensor:
+        x = x if inpaint is None else inpaint(x, i)
+        changed = None if callback is None else callback(i, timesteps[i], x, x_0)
+        if changed is None:
+            return x
+        check_like("callback's x", changed, "x_t", x)
+        return changed.to(x.dtype)
+
+    return edit
+
+
+# ---- what composes outside the step's kernel ----
+
+
+def guided(cond: Tensor, uncond: Tensor, scale: Tensor, rescale: float = 0.0) -> Tensor:
+    """uncond + scale (cond - uncond) (Ho & Salimans 2022), `rescale` of the way to cond's deviation in each sample (Lin et al.
+    2023, equations 14 to 16)."""
+    output = torch.lerp(uncond, cond, _per_sample(scale, cond))
+    if not rescale:
+        return output
+    over = tuple(range(1, cond.dim()))
+    factor = cond.std(over, keepdim=True) / output.std(over, keepdim=True)
+    return output * (1 - rescale + rescale * factor)
+
+
+def dynamic_bound(x_0: Tensor, percentile: float) -> Tensor:
+    """`[B]`: each sample's percentile of abs(x_0_hat), and 1 at least (Saharia et al. 2022, 2.3). (torch.quantile takes no more
+    than 2^24 elements.)"""
+    values = x_0.flatten(1).abs().float().sort(1).values
+    place = percentile * (values.shape[1] - 1)
+    low, high = values[:, math.floor(place)], values[:, math.ceil(place)]
+    return (low + (place % 1) * (high - low)).clamp(min=1.0)
+
+
+def _per_sample(values: Tensor, x: Tensor) -> Tensor:
+    return values.to(x.dtype).reshape(-1, *(1,) * (x.dim() - 1))
+
+
+# ---- tables of two columns, for what `ops.noising` composes: first x's, then the other's ----
+
+
+def _to_x_0(rows: StepRows) -> Tensor:
+    """x_0_hat before its clamp, of x and the output."""
+    return pack(NoisingRow(rows.columns.p_x, rows.columns.p_o))
+
+
+def _to_score(rows: StepRows) -> Tensor:
+    """The output whose eps_hat is b times the gradient less: x_0_hat is b^2 / a more."""
+    a_2 = rows.alphas_cumprod
+    return pack(NoisingRow(torch.ones_like(a_2), (1 - a_2) / (a_2.sqrt() * rows.columns.p_o)))
+
+
+def _to_mean(rows: StepRows) -> Tensor:
+    """The mean and sigma^2 times the gradient."""
+    return pack(NoisingRow(torch.ones_like(rows.columns.sigma), rows.columns.sigma**2))
+
+
+def _exponent(rows: StepRows) -> Tensor:
+    return rows.columns.k_v
+
+
+def _level_behind(rows: StepRows) -> Tensor:
+    """x_t of x_0 and noise, at the level that each row ends at."""
+    a_2 = torch.cat((torch.ones_like(rows.alphas_cumprod[:1]), rows.alphas_cumprod[:-1]))
+    return pack(NoisingRow(a_2.sqrt(), (1 - a_2).sqrt()))
