@@ -204,15 +204,15 @@ class GaussianDiffusion:
             uncond_kwargs: with guidance: what the model is given in place of those of model_kwargs, without the condition.
             stacked: with guidance: one call of the model on a batch of both, instead of two calls.
             guidance_rescale: how far to bring a guided output's deviation back to the conditional one's (Lin et al. 2023, 3.4).
-            thresholding: Imagen's dynamic thresholding (Saharia et al. 2022, 2.3): the percentile in (0, 1] of abs(x_0_hat) that
-                it is clamped to and divided by, where that is above 1; in place of clip_denoised.
+            thresholding: Imagen's dynamic thresholding (Saharia et al. 2022, 2.3), in place of clip_denoised: the percentile
+                (0 < p <= 1) of abs(x_0_hat) that it is clamped to and divided by, where that is above 1.
             denoised_fn: (x_0_hat, t `[B]`) -> x_0_hat, before it is clamped.
             cond_fn: (x_t, t `[B]`, **model_kwargs) -> the gradient of log p(y | x_t) by x_t (Dhariwal & Nichol 2021: their
                 algorithm 1 for "ddpm", 2 for the rest).
             callback: (i, t, x, x_0_hat) after each step, i as `reverse_step` takes it, t what the model was given there; x may
                 be changed in place, or a tensor returned to go on with.
-            inpaint: (known, mask): after each step the sample is `known`, noised to its level, where the mask is 1 (as far as it
-                is).
+            inpaint: (known, mask): after each step the sample is `known`, noised to its level, where the mask is 1; between 0
+                and 1 a part of each.
             return_trajectory: return every step's sample too.
             options: the sampler's own, e.g. eta of "ddim".
 
@@ -222,18 +222,46 @@ class GaussianDiffusion:
         Raises:
             TypeError, ValueError: an argument of a wrong type or shape, an unknown name, or two that do not go together, named.
         """
-        shape, device = as_shape("shape", shape), device_of(model) if device is None else torch.device(device)
+        shape, device = as_shape("shape", shape), device_of(model, device)
         check_float_dtype("dtype", dtype)
         check_seeds(seed, shape)
-        made = (guidance_scale, uncond_kwargs, stacked, guidance_rescale, thresholding, denoised_fn, cond_fn, sampler == "ddpm")
-        rows, first, number = self._rows(sampler, steps, start, clip_denoised, clip_range, spacing, options)
-        loop = SamplingLoop(rows, model, self.variance_type, steering_of(shape, device, *made), device, dtype)
+        loop = self._loop(
+            model, shape, device, dtype, sampler, steps, clip_denoised, clip_range, spacing, start, guidance_scale, uncond_kwargs,
+            stacked, guidance_rescale, thresholding, denoised_fn, cond_fn, **options,
+        )  # fmt: skip
         key = partial(noise_key, any_seed() if seed is None else seed, 0, shape[0], first_sample, device=device)
         x = first_of(shape, dtype, key(stream="initial"), x_T, x_t, start)
-        known = None if inpaint is None else Inpainting(*inpaint, rows, key(stream="inpainting"), x)
+        known = None if inpaint is None else Inpainting(*inpaint, loop.rows, key(stream="inpainting"), x)
         trajectory = [x] if return_trajectory else None
-        x = loop(x, key(stream="reverse"), model_kwargs, first, number, progress, edit_of(rows, callback, known), trajectory)
+        x = loop(x, key(stream="reverse"), model_kwargs, progress, edit_of(loop.rows, callback, known), trajectory)
         return x if trajectory is None else torch.stack(trajectory)
+
+    def _loop(
+        self,
+        model: Model,
+        shape: tuple[int, ...],
+        device: torch.device,
+        dtype: torch.dtype,
+        sampler: str | StepRows,
+        steps: int | Sequence[int] | None,
+        clip_denoised: bool | None = None,
+        clip_range: float = 1.0,
+        spacing: str | None = None,
+        start: int = 0,
+        guidance_scale: float | Tensor | None = None,
+        uncond_kwargs: Mapping[str, Any] | None = None,
+        stacked: bool = False,
+        guidance_rescale: float = 0.0,
+        thresholding: float | None = None,
+        denoised_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
+        cond_fn: Callable[..., Tensor] | None = None,
+        **options: Any,
+    ) -> SamplingLoop:
+        """What `sample` walks, for arguments like its own."""
+        given = (guidance_scale, uncond_kwargs, stacked, guidance_rescale, thresholding, denoised_fn, cond_fn)
+        steering = steering_of(shape, device, *given, shifts_mean=sampler == "ddpm")
+        rows, first, number = self._rows(sampler, steps, start, clip_denoised, clip_range, spacing, options)
+        return SamplingLoop(rows, model, self.variance_type, steering, device, dtype, first, number)
 
     @torch.no_grad()
     def bits_per_dim(
@@ -297,7 +325,7 @@ class GaussianDiffusion:
         vb, x_0_mse = torch.cat(terms, 2).permute(1, 2, 0).contiguous()
         return {"total": prior + vb.sum(1), "prior": prior, "vb": vb, "x_0_mse": x_0_mse, "eps_mse": snr * x_0_mse}
 
-    def _chain(self, steps: int | None) -> NoiseSchedule:
+    def _chain(self, steps: int | Sequence[int] | None) -> NoiseSchedule:
         """Kept, as the rows are: a second call uploads nothing, and a captured graph's tables live as long as this object."""
         if steps is None:
             return self.schedule
@@ -325,11 +353,12 @@ class GaussianDiffusion:
         settings = {"clip_denoised": clip_denoised, "spacing": spacing, "clip_range": clip_range, **options}
         settings = {name: value for name, value in settings.items() if value is not None}
         if sampler == "ddpm":
-            about = (self.schedule if spacing else self._chain(steps), self.prediction_type, self.variance_type)
+            schedule = self.schedule if spacing else self._chain(steps)
             settings |= {"steps": _hashable(steps)} if spacing else {}
         else:
-            about = (self.schedule, self.prediction_type, self.variance_type)
+            schedule = self.schedule
             settings |= {"steps": _hashable(steps), "start": start}
+        about = (schedule, self.prediction_type, self.variance_type)
         rows = self._keep((sampler, *about, *settings.items()), lambda: SAMPLERS[sampler](*about, **settings))
         if sampler != "ddpm":
             return rows, 0, start

@@ -5,7 +5,7 @@ Not yet run on a GPU. docs/graphs.md says what is captured, what is static and w
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,12 +15,13 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from .bits_per_dim import parts_of, share_of
-from .checks import as_int, as_shape, check_data, check_key, check_no_grad, check_one_of, describe
+from .checks import as_int, as_shape, check_data, check_key, check_no_grad, describe
 from .diffusion import GaussianDiffusion
-from .functional import reverse_step
 from .importance import LossSecondMoment
-from .models import Model, call_model, device_of
+from .models import Model, device_of
 from .noise import advance, noise_key, randn
+from .samplers import StepRows
+from .sampling import any_seed, check_seeds
 
 WARM_UPS = 3
 """Training steps before a capture: kernels are compiled and chosen in them, and the optimizer makes its moments."""
@@ -154,9 +155,11 @@ class GraphedSampler:
         model, shape, sampler, steps, clip_denoised, device: as `GaussianDiffusion.sample` takes them.
         whole: True for one graph of all steps, False for one of a step, replayed for each; None: as the number of steps and the
             device's memory have it.
+        dtype, clip_range, spacing, guidance_scale to cond_fn, options: as `GaussianDiffusion.sample` takes them. A callback is
+            refused: a replay runs no Python.
 
     Raises:
-        TypeError, ValueError: an argument of a wrong type or shape, named.
+        TypeError, ValueError: an argument of a wrong type or shape, or one that a graph cannot hold, named.
     """
 
     def __init__(
@@ -164,38 +167,45 @@ class GraphedSampler:
         diffusion: GaussianDiffusion,
         model: Model,
         shape: tuple[int, ...] | torch.Size,
-        sampler: str = "ddpm",
-        steps: int | None = None,
-        clip_denoised: bool = True,
+        sampler: str | StepRows = "ddpm",
+        steps: int | Sequence[int] | None = None,
+        clip_denoised: bool | None = None,
         device: torch.device | str | None = None,
         whole: bool | None = None,
+        **options: Any,
     ):
-        check_one_of("sampler", sampler, ("ddpm",))
-        self.diffusion, self.model, self.shape = copy.copy(diffusion), model, as_shape("shape", shape)
-        self.device = device_of(model) if device is None else torch.device(device)
-        self.rows = self.diffusion._ddpm_rows(steps, clip_denoised)
-        self.whole = _fits_whole(len(self.rows), self.device) if whole is None else whole
+        if options.pop("callback", None) is not None:
+            raise ValueError("callback: expected None (a graph that is replayed calls no Python), got a callback")
+        self.diffusion, self.shape, self.device = copy.copy(diffusion), as_shape("shape", shape), device_of(model, device)
+        self.dtype = options.pop("dtype", torch.float32)
+        self.loop = self.diffusion._loop(model, self.shape, self.device, self.dtype, sampler, steps, clip_denoised, **options)
+        self.whole = _fits_whole(len(self.loop.rows), self.device) if whole is None else whole
         self._graph: _Graph | None = None
 
     @torch.no_grad()
-    def __call__(self, seed: int | Tensor = 0, model_kwargs: Mapping[str, Any] | None = None) -> Tensor:
-        """Images, float32 of the shape, the caller's own.
+    def __call__(
+        self, seed: int | Tensor | None = None, model_kwargs: Mapping[str, Any] | None = None, first_sample: int = 0
+    ) -> Tensor:
+        """Images, of the shape and dtype, the caller's own.
 
         Args:
-            seed: as `sample` takes it: an int, or an integer tensor `[B]`, which may lie on the device.
+            seed: as `sample` takes it; a tensor may lie on the device.
             model_kwargs: passed on to the model; tensors are copied to where the graph reads them.
+            first_sample: as `sample` takes it.
         """
+        check_seeds(seed, self.shape)
+        seed = any_seed() if seed is None else seed
         initial, reverse = (
-            noise_key(seed, 0, self.shape[0], stream=stream, device=self.device) for stream in ("initial", "reverse")
+            noise_key(seed, 0, self.shape[0], first_sample, stream, self.device) for stream in ("initial", "reverse")
         )
-        inputs: tuple = (initial, reverse, dict(model_kwargs or {}))
-        if not self.whole:
-            last = torch.full((1,), len(self.rows) - 1, device=self.device)
-            inputs = (randn(initial, self.shape), reverse, last, inputs[-1])
-        run, times = (self._loop, 1) if self.whole else (self._step, len(self.rows))
+        x, kwargs = randn(initial, self.shape, self.dtype), dict(model_kwargs or {})
+        last = torch.full((1,), len(self.loop.rows) - 1, device=self.device)
+        history = [] if self.whole else [x.clone() for _ in range(self.loop.rows.history)]
+        inputs = (x, reverse, kwargs) if self.whole else (x, reverse, kwargs, last, history)
+        run, times = (self.loop, 1) if self.whole else (self._step, len(self.loop.rows))
         if _has_graphs(self.device):
             if self._graph is None:
-                with _put_back(lambda: [x for x in inputs if isinstance(x, Tensor)], self.device):
+                with _put_back(lambda: [x for x in tree_leaves(inputs) if isinstance(x, Tensor)], self.device):
                     _beside(lambda: run(*inputs), self.device)
                 self._graph = _Graph(run, inputs, self.device)
             if self._graph.takes(inputs):
@@ -204,14 +214,14 @@ class GraphedSampler:
             x = run(*inputs)
         return x
 
-    def _loop(self, initial: Tensor, reverse: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
-        return self.diffusion._walk(self.model, self.shape, self.rows, initial, reverse, model_kwargs)
-
-    def _step(self, x: Tensor, key: Tensor, index: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
+    def _step(self, x: Tensor, key: Tensor, model_kwargs: dict[str, Any], index: Tensor, history: list[Tensor]) -> Tensor:
         """One step in place, and on to the next."""
-        t = self.rows.timesteps_on(self.device)[index].expand(len(x))
-        output = call_model(self.model, x, t, model_kwargs, self.diffusion.variance_type)
-        x.copy_(reverse_step(output, x, index, self.rows, key, return_x_0=False)[0])
+        t = self.loop.rows.timesteps_on(self.device)[index].repeat(len(x))
+        noise = key if self.loop.rows.adds_noise else None
+        x_prev, _, kept = self.loop.step(self.loop.outputs(model_kwargs), x, t, index, noise, history, return_x_0=False)
+        x.copy_(x_prev)
+        for mine, new in reversed(list(zip(history, kept, strict=True))):  # the oldest first: each takes the one before it
+            mine.copy_(new)
         advance(key)
         index -= 1
         return x

@@ -29,8 +29,10 @@ def call_model(model: Model, x_t: Tensor, t: Tensor, model_kwargs: Mapping[str, 
     return output
 
 
-def device_of(model: Model) -> torch.device:
-    """That of a module's first parameter; the CPU for any other callable."""
+def device_of(model: Model, device: torch.device | str | None = None) -> torch.device:
+    """The one given; else that of a module's first parameter, or the CPU for any other callable."""
+    if device is not None:
+        return torch.device(device)
     parameters = getattr(model, "parameters", None)
     first = next(iter(parameters()), None) if callable(parameters) else None
     return torch.device("cpu") if first is None else first.device

@@ -1,8 +1,8 @@
 """The sampling loop: from x_T, or from any step's x_t, to x_0, with any sampler and with what steers it.
 
-What a step reads (rows, indices, timesteps, keys, both arguments of a guided network) is on the device before the first step, so
-that between it and the last nothing is uploaded and nothing read by the host. A loop holds two samples, what its sampler reads
-of earlier steps, and the network's outputs: never one of each step.
+What a step reads (rows, indices, timesteps, keys, both arguments of a guided network) is on the device before the first step:
+between it and the last nothing is uploaded and nothing read by the host. A loop holds two samples, what its sampler reads of
+earlier steps, and the network's outputs: never one of each step.
 """
 
 import math
@@ -86,14 +86,16 @@ class Inpainting:
             raise ValueError(
                 f"inpaint[1]: expected a mask that broadcasts to {list(x.shape)} on {x.device}, got {describe(mask)}"
             )
-        if rows.alphas_cumprod is None:
-            raise ValueError("inpaint: expected a sampler by name, or StepRows with alphas_cumprod, got StepRows without")
         self.known, self.mask, indices = known.to(x.dtype), mask.to(x.dtype), rows.indices_on(x.device)
         self.table, self.index = rows.table(_level_behind, *arithmetic_of(x.device, x.dtype)), indices.unbind()
         self.keys = keys_of(key, indices.flip(0)).unbind()
 
     def __call__(self, x: Tensor, i: int) -> Tensor:
         return torch.lerp(x, ops.noising(self.known, self.keys[i], self.index[i], self.table), self.mask)
+
+
+def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
+    return len(shape) <= len(to) and all(n in (1, size) for n, size in zip(reversed(shape), reversed(to), strict=False))
 
 
 class SamplingLoop:
@@ -104,11 +106,22 @@ class SamplingLoop:
         model, variance_type: the network, and what its output holds.
         steering: what is done to its outputs.
         device, dtype: where the samples are, and theirs.
+        first: how many of the first rows are left out.
+        number: the number of the rows' first step, which its noise goes by.
     """
 
     def __init__(
-        self, rows: StepRows, model: Model, variance_type: str, steering: Steering, device: torch.device, dtype: torch.dtype
+        self,
+        rows: StepRows,
+        model: Model,
+        variance_type: str,
+        steering: Steering,
+        device: torch.device,
+        dtype: torch.dtype,
+        first: int = 0,
+        number: int = 0,
     ):
+        self.first, self.number = first, number
         self.rows, self.model, self.variance_type, self.steering = rows, model, variance_type, steering
         self.where = arithmetic_of(device, dtype)
         self.table = rows.on(*self.where)
@@ -121,8 +134,6 @@ class SamplingLoop:
         x: Tensor,
         key: Tensor,
         model_kwargs: Mapping[str, Any] | None = None,
-        first: int = 0,
-        number: int = 0,
         progress: bool = False,
         edit: Callable[[int, Tensor, Tensor], Tensor] | None = None,
         trajectory: list[Tensor] | None = None,
@@ -133,21 +144,19 @@ class SamplingLoop:
             x: the sample at the first step.
             key: the steps' noise; a step's number is how far it is from the first.
             model_kwargs: passed on to the model.
-            first: how many of the first rows are left out.
-            number: the first row's.
             progress: show a bar.
             edit: (i, x_prev, x_0_hat) -> the sample to go on with.
             trajectory: takes each step's sample.
         """
         rows, outputs = self.rows, self.outputs(model_kwargs)
         indices = rows.indices_on(x.device)
-        keys = keys_of(key, indices.flip(0) + number).unbind() if rows.adds_noise else (None,) * len(rows)
+        keys = keys_of(key, indices.flip(0) + self.number).unbind() if rows.adds_noise else (None,) * len(rows)
         index, ts = (
             indices.unbind(),
             rows.timesteps_on(x.device)[:, None].repeat(1, len(x)).unbind(),
         )  # a model may change its t
         history = [x] * rows.history  # of which no row reads more than there is
-        for i in tqdm(range(len(rows) - 1 - first, -1, -1), desc="sampling", unit="step", disable=not progress):
+        for i in tqdm(range(len(rows) - 1 - self.first, -1, -1), desc="sampling", unit="step", disable=not progress):
             x, x_0, history = self.step(outputs, x, ts[i], index[i], keys[i], history, edit is not None)
             if edit is not None:
                 x = edit(i, x, x_0)
@@ -173,7 +182,7 @@ class SamplingLoop:
     def _steered(self, outputs, output, uncond, x, t, index, noise, wanted, history) -> tuple[Tensor, Tensor, Tensor]:
         steering, rows = self.steering, self.rows
         mean, *v = (output,) if output.shape == x.shape else output.split(x.shape[1], 1)
-        if uncond is not None:
+        if uncond is not None and steering.guidance_scale is not None:
             mean = guided(mean, uncond[:, : x.shape[1]] if v else uncond, steering.guidance_scale, steering.guidance_rescale)
         if steering.cond_fn is not None:
             by_x = steering.cond_fn(x, t, **outputs.kwargs)
@@ -217,9 +226,9 @@ def first_of(
     shape: tuple[int, ...],
     dtype: torch.dtype,
     key: Tensor,
-    x_T: Tensor | None,
+    x_T: Tensor | None,  # noqa: N803
     x_t: Tensor | None,
-    start: int,  # noqa: N803
+    start: int,
 ) -> Tensor:
     """The sample that a loop begins with."""
     name, given = ("x_t", x_t) if start else ("x_T", x_T)
@@ -331,8 +340,11 @@ def _to_x_0(rows: StepRows) -> Tensor:
 
 def _to_score(rows: StepRows) -> Tensor:
     """The output whose eps_hat is b times the gradient less: x_0_hat is b^2 / a more."""
-    a_2 = rows.alphas_cumprod
-    return pack(NoisingRow(torch.ones_like(a_2), (1 - a_2) / (a_2.sqrt() * rows.columns.p_o)))
+    a_2 = rows.levels()
+    moved = (1 - a_2) / (a_2.sqrt() * rows.columns.p_o)
+    if not bool(moved.isfinite().all()):
+        raise ValueError("cond_fn: expected a sampler whose every step begins with some noise and some of x_0, got one without")
+    return pack(NoisingRow(torch.ones_like(a_2), moved))
 
 
 def _to_mean(rows: StepRows) -> Tensor:
@@ -346,5 +358,6 @@ def _exponent(rows: StepRows) -> Tensor:
 
 def _level_behind(rows: StepRows) -> Tensor:
     """x_t of x_0 and noise, at the level that each row ends at."""
-    a_2 = torch.cat((torch.ones_like(rows.alphas_cumprod[:1]), rows.alphas_cumprod[:-1]))
+    a_2 = rows.levels()
+    a_2 = torch.cat((torch.ones_like(a_2[:1]), a_2[:-1]))
     return pack(NoisingRow(a_2.sqrt(), (1 - a_2).sqrt()))

@@ -59,10 +59,17 @@ class StepRows(Tables):
         self.adds_noise = bool(k.sigma.any())
         self.history = max((j for j, k_h in enumerate((k.k_h1, k.k_h2, k.k_h3), 1) if k_h.any()), default=0)
         self.keeps = bool(k.c_x.any() or k.c_0.any())
-        super().__init__(self.timesteps, *self.columns, *([] if alphas_cumprod is None else [self.alphas_cumprod]))
+        levels = () if self.alphas_cumprod is None else (self.alphas_cumprod,)
+        super().__init__(self.timesteps, *self.columns, *levels)
 
     def __len__(self) -> int:
         return len(self.timesteps)
+
+    def levels(self) -> Tensor:
+        """alphas_cumprod, where they are needed."""
+        if self.alphas_cumprod is None:
+            raise ValueError("alphas_cumprod: expected StepRows that have them (inpaint and cond_fn want the levels), got None")
+        return self.alphas_cumprod
 
     @cached_property
     def of_x_0(self) -> "StepRows":
@@ -70,6 +77,8 @@ class StepRows(Tables):
         output then follows from x and x_0_hat, clipped."""
         k = self.columns
         share = torch.where(k.k_o != 0, k.k_o / k.p_o, 0.0)
+        if not bool(share.isfinite().all()):
+            raise ValueError("denoised_fn: expected steps whose output tells x_0_hat, got one that begins without noise")
         columns = k._replace(p_x=0.0, p_o=1.0, k_x=k.k_x - share * k.p_x, k_0=k.k_0 + share, k_o=0.0)
         return StepRows(self.timesteps, self.variance_type, self.alphas_cumprod, **columns._asdict())
 
