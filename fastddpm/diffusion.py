@@ -226,8 +226,8 @@ class GaussianDiffusion:
         check_float_dtype("dtype", dtype)
         check_seeds(seed, shape)
         loop = self._loop(
-            model, shape, device, dtype, sampler, steps, clip_denoised, clip_range, spacing, start, guidance_scale, uncond_kwargs,
-            stacked, guidance_rescale, thresholding, denoised_fn, cond_fn, **options,
+            model, shape, device, dtype, sampler, steps, clip_denoised, clip_range, spacing, start, guidance_scale,
+            uncond_kwargs, stacked, guidance_rescale, thresholding, denoised_fn, cond_fn, **options,
         )  # fmt: skip
         key = partial(noise_key, any_seed() if seed is None else seed, 0, shape[0], first_sample, device=device)
         x = first_of(shape, dtype, key(stream="initial"), x_T, x_t, start)
