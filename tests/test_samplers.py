@@ -206,6 +206,15 @@ def test_all_timesteps_are_walked_where_none_are_named():
         assert len(rows) == expected and set(rows.timesteps.tolist()) == set(range(100)), name
 
 
+@pytest.mark.parametrize("total", [1, 2, 3])
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "lcm"])
+def test_a_short_schedule(name, total):
+    for spacing in ("trailing",) if name == "ddpm" else ("trailing", "karras"):
+        for steps in (None, 1, total):
+            columns = SAMPLERS[name](NoiseSchedule.linear(total, 0.3, 0.4), steps=steps, spacing=spacing).columns
+            assert all(column.isfinite().all() for column in columns._replace(bound=columns.sigma))
+
+
 def test_fractional_timesteps_only_where_there_are_some():
     assert samplers.euler(SCHEDULE, steps=10).timesteps.dtype == torch.int64  # 99 / 9 is 11
     assert samplers.euler(SCHEDULE, steps=9).timesteps.dtype == torch.float32

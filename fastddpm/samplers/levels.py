@@ -216,6 +216,7 @@ def _karras(of_schedule: Tensor, steps: int, rho: float = 7.0) -> Tensor:
 def _timesteps_at(of_schedule: Tensor, sigmas: Tensor) -> Tensor:
     """The fractional timesteps of sigmas, linear in log sigma (k-diffusion's sigma_to_t)."""
     table, wanted = of_schedule.log(), sigmas.log()
-    low = (torch.searchsorted(table, wanted, right=True) - 1).clamp(0, max(len(table) - 2, 0))
-    high = (low + 1).clamp(max=len(table) - 1)
-    return low + ((wanted - table[low]) / (table[high] - table[low])).clamp(0, 1).nan_to_num()
+    if len(table) == 1:
+        return torch.zeros_like(wanted)
+    low = (torch.searchsorted(table, wanted, right=True) - 1).clamp(0, len(table) - 2)
+    return low + ((wanted - table[low]) / (table[low + 1] - table[low])).clamp(0, 1)
