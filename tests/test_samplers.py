@@ -284,6 +284,11 @@ REFUSED = {
     "heun at zero SNR": (lambda: samplers.heun(ZERO_SNR, "sample"), ValueError, "schedule: .*above 0 for heun"),
     "karras at zero SNR": (lambda: samplers.euler(ZERO_SNR, "sample", spacing="karras"), ValueError, "spacing: .*got 'karras'"),
     "inversion of x_0": (lambda: samplers.ddim_inverse(SCHEDULE, "sample"), ValueError, "prediction_type: .*got 'sample'"),
+    "karras of a list": (
+        lambda: samplers.euler(SCHEDULE, steps=[9, 1], spacing="karras"),
+        TypeError,
+        "steps: expected an int for spacing 'karras', got list",
+    ),
     "lcm beyond": (lambda: samplers.lcm(SCHEDULE, steps=51), ValueError, r"steps: expected 1 \.\. 50 .*got 51"),
     "original steps": (
         lambda: samplers.lcm_timesteps(10, 4),

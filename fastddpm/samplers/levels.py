@@ -130,7 +130,7 @@ INNER: Mapping[str, Spacing] = {
     "trailing": _trailing,
     "linspace": _without_the_last(_linspace),
 }
-"""DPM-Solver's and UniPC's: of S + 1 timesteps all but 0, which is left to the final step."""
+"""DPM-Solver's and UniPC's: of S + 1 timesteps all but the last, which is left to the final step."""
 CONSISTENCY: Mapping[str, Spacing] = {"lcm": _lcm, **EVEN}
 
 
@@ -183,9 +183,8 @@ def levels_of(
     check_one_of("final_sigmas_type", final_sigmas_type, FINAL_SIGMAS)
     of_schedule = schedule.snr.rsqrt()
     if spacing == "karras":
-        check_one_of("spacing", spacing, (*spacings, "karras"))
-        count = len(spaced(len(schedule), steps, "trailing", 0, spacings, fractional))
-        sigmas = _karras(of_schedule, count)
+        count = None if steps is None else as_int("steps", steps, "an int for spacing 'karras'")
+        sigmas = _karras(of_schedule, len(spaced(len(schedule), count, "trailing", 0, spacings)))
         t = _timesteps_at(of_schedule, sigmas)
         t = t if fractional else t.round()
     else:
