@@ -31,9 +31,12 @@ TARGETS = {
 }
 CUOBJDUMP = Path(triton.backends.nvidia.__file__).with_name("bin") / "cuobjdump"
 FLOAT32_POINTERS = ("rows_ptr", "loss_ptr", "mse_ptr", "vlb_ptr", "terms_ptr", "shares_ptr", "mse_shares_ptr",
-                    "vlb_shares_ptr", "sums_ptr", "upstream_ptr", "mse_upstream_ptr", "vlb_upstream_ptr")  # fmt: skip
-WIDE_POINTERS = ("out_ptr", "grad_ptr", "grad_out_ptr")  # with variance channels: of twice the channels
+                    "vlb_shares_ptr", "sums_ptr", "upstream_ptr", "mse_upstream_ptr", "vlb_upstream_ptr", "guidance_ptr",
+                    "bound_ptr")  # fmt: skip
+WIDE_POINTERS = ("out_ptr", "grad_ptr", "grad_out_ptr", "grad_u_ptr")  # with variance channels: of twice the channels
 INT64_POINTERS = ("t_ptr", "next_t_ptr", "key_ptr", "next_noise_ptr")
+STEP_OPTIONS = ("x_0_ptr", "kept_ptr", "u_ptr", "h1_ptr", "h2_ptr", "h3_ptr", "guidance_ptr", "bound_ptr",
+                "grad_x_0_ptr", "grad_kept_ptr", "grad_u_ptr")  # fmt: skip
 FLOATS = ("vlb_weight",)
 UNALIGNED = ("num_rows", "num_timesteps", "batch", "count", "divisor", "steps", "seed", "subsequence", *FLOATS, *VIEWS)
 
@@ -68,8 +71,9 @@ class Variant(NamedTuple):
 
     def _constants(self) -> dict[str, int]:
         return {
-            "T_STRIDE": 1, "NEXT_T_STRIDE": 1, "UPSTREAM_STRIDE": 0, "MSE_STRIDE": 0, "VLB_STRIDE": 0, "LEARNED": self.learned,
-            "TANH": self.tanh, "CHANNELS": self.channels, "BLOCK": self.block, "TILE": self.block,
+            "T_STRIDE": 1, "NEXT_T_STRIDE": 1, "UPSTREAM_STRIDE": 0, "MSE_STRIDE": 0, "VLB_STRIDE": 0, "GUIDANCE_STRIDE": 1,
+            "BOUND_STRIDE": 1, "LEARNED": self.learned, "TANH": self.tanh, "CHANNELS": self.channels, "BLOCK": self.block,
+            "TILE": self.block,
         }  # fmt: skip
 
     def _type(self, name: str) -> str | None:
@@ -120,21 +124,26 @@ def main_variants(data: str) -> dict[str, Variant]:
         f"noising key {data}": Variant(noising_kernel, data, **cut()),
         f"mse key {data}": Variant(mse_kernel, data, absent=eps, **cut(any_batch=True)),
         f"mse_backward key {data}": Variant(mse_backward_kernel, data, absent=eps, scalars=fp32, **cut()),
-        f"reverse key {data}": Variant(reverse_kernel, data, absent=("x_0_ptr",), **cut(most=_PER_THREAD[False])),
-        f"reverse_backward {data}": Variant(
-            reverse_backward_kernel, data, None, absent=("grad_x_0_ptr",), **cut(most=_PER_THREAD[False])
-        ),
+        f"reverse key {data}": step(reverse_kernel, data=data),
+        f"reverse_backward {data}": step(reverse_backward_kernel, data=data, noise=None),
     }
 
 
 def learned_variants(data: str, channels: int = 0) -> dict[str, Variant]:
     """Of the reverse step with variance channels."""
     name = learned_name(data, channels)
-    form: dict[str, Any] = {"data": data, "channels": channels, "learned": True, **cut(most=_PER_THREAD[True])}
+    form: dict[str, Any] = {"data": data, "channels": channels, "learned": True}
     return {
-        f"reverse key {name}": Variant(reverse_kernel, absent=("x_0_ptr",), **form),
-        f"reverse_backward key {name}": Variant(reverse_backward_kernel, absent=("grad_x_0_ptr",), **form),
+        f"reverse key {name}": step(reverse_kernel, **form),
+        f"reverse_backward key {name}": step(reverse_backward_kernel, **form),
     }
+
+
+def step(kernel, *present: str, learned: bool = False, **form: Any) -> Variant:
+    """A reverse step with so many of its options."""
+    absent = tuple(name for name in STEP_OPTIONS if name not in present)
+    most = _PER_THREAD[learned] // (2 if learned and kernel is reverse_kernel and "u_ptr" in present else 1)
+    return Variant(kernel, absent=absent, learned=learned, **cut(most=most) | form)
 
 
 def bound_variants(data: str, channels: int = 0, tanh: bool = False) -> dict[str, Variant]:

@@ -4,17 +4,22 @@ What the kernels do not do goes to the reference, which is plain torch: a gradie
 torch.func's transforms (grad, vmap, jvp, ..) and batched gradients, and forward mode.
 """
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import ops, reference
 from .reference.operands import transformed
+from .rows import StepRow
 
 TENSORS = 5
 """After the model's output a loss is given so many tensors, the rows last, and then constants."""
 NOISE = {"mse_loss": 0, "vlb_loss": 2, "hybrid_loss": 2}
 """Which of them is the noise."""
+NO_OPTIONS = (None, None, None, (), False)
+"""A reverse step's u, guidance, bound, history and return_kept."""
 NEVER = (0, 0)
 """How often, and by how many steps in all, `advance` has moved a key that it has not."""
 
@@ -81,22 +86,38 @@ class ReverseStep(torch.autograd.Function):
     """Saves only its inputs; the backward finds again where the clamp let x_0_hat through."""
 
     @staticmethod
-    def forward(ctx, model_output, x_t, noise, index, rows, return_x_0):
+    def forward(ctx, model_output, x_t, noise, index, rows, return_x_0, uncond_output, guidance, bound, return_kept, *history):
         learned = model_output.shape != x_t.shape  # only the variance's gradient holds the noise
-        ctx.save_for_backward(model_output, x_t, _kept(noise) if learned else None, index, rows)
+        kept_noise = _kept(noise) if learned else None
+        ctx.save_for_backward(model_output, x_t, kept_noise, index, rows, uncond_output, guidance, bound)
         ctx.set_materialize_grads(False)
-        ctx.return_x_0 = return_x_0
-        x_prev, x_0 = ops.reverse_step(model_output, x_t, noise, index, rows, return_x_0)
-        if not return_x_0:
-            ctx.mark_non_differentiable(x_0)
-        return x_prev, x_0
+        ctx.returned = return_x_0, return_kept
+        options = (uncond_output, guidance, bound, history, return_kept)
+        x_prev, *others = ops.reverse_step(model_output, x_t, noise, index, rows, return_x_0, *options)
+        ctx.mark_non_differentiable(*(x for x, wanted in zip(others, ctx.returned, strict=True) if not wanted))
+        return x_prev, *others
 
     @staticmethod
-    def backward(ctx, grad_x_prev: Tensor | None, grad_x_0: Tensor | None):
-        grad_x_0 = grad_x_0 if ctx.return_x_0 else None  # under a compiler it is there all the same, and empty
-        make = reference if _differentiated_again(grad_x_prev, grad_x_0) else ops
-        grads = make.reverse_step_backward(grad_x_prev, grad_x_0, *ctx.saved_tensors)
-        return *grads, None, None, None, None
+    def backward(ctx, grad_x_prev: Tensor | None, *others: Tensor | None):
+        # under a compiler the gradient of what was not returned is there all the same, and empty
+        grad_x_0, grad_kept = (grad if wanted else None for grad, wanted in zip(others, ctx.returned, strict=True))
+        make = reference if _differentiated_again(grad_x_prev, grad_x_0, grad_kept) else ops
+        saved = ctx.saved_tensors
+        by_output, by_x_t, by_uncond = make.reverse_step_backward(grad_x_prev, grad_x_0, *saved, grad_kept)
+        by_history = _by_history(make, grad_x_prev, saved[3], saved[4], ctx.needs_input_grad[10:])
+        by_uncond = None if saved[5] is None else by_uncond
+        return by_output, by_x_t, None, None, None, None, by_uncond, None, None, None, *by_history
+
+
+def _by_history(
+    make, grad_x_prev: Tensor | None, index: Tensor, rows: Tensor, wanted: Iterable[bool]
+) -> Iterator[Tensor | None]:
+    """k_hj times x_prev's gradient: a noising without noise, by a table whose first column is k_hj."""
+    for k_h, needed in enumerate(wanted, StepRow._fields.index("k_h1")):
+        if needed and grad_x_prev is not None:
+            yield make.noising(grad_x_prev.to(rows.dtype), None, index, rows[:, k_h : k_h + 2].contiguous())
+        else:
+            yield None
 
 
 def mse_loss(model_output: Tensor, noise, x_0, x_t, t, rows, reduction) -> Tensor:
@@ -138,11 +159,21 @@ def vlb_terms(*inputs) -> tuple[Tensor, Tensor]:
     return (reference if _plain() else ops).vlb_terms(*inputs)
 
 
-def reverse_step(model_output: Tensor, x_t: Tensor, *others) -> tuple[Tensor, Tensor]:
+def reverse_step(
+    model_output: Tensor, x_t: Tensor, noise, index, rows, return_x_0: bool, *options
+) -> tuple[Tensor, Tensor, Tensor]:
+    """options: all that the op has defaults for, or nothing."""
+    inputs = (model_output, x_t, noise, index, rows, return_x_0, *options)
     if _plain():
-        return reference.reverse_step(model_output, x_t, *others)
-    wanted = _wanted(model_output) or _wanted(x_t)
-    return ReverseStep.apply(model_output, x_t, *others) if wanted else ops.reverse_step(model_output, x_t, *others)
+        return reference.reverse_step(*inputs)
+    if (
+        _wanted(model_output)
+        or _wanted(x_t)
+        or (options and any(x is not None and _wanted(x) for x in (options[0], *options[3])))
+    ):
+        uncond_output, guidance, bound, history, return_kept = options or NO_OPTIONS
+        return ReverseStep.apply(*inputs[:6], uncond_output, guidance, bound, return_kept, *history)
+    return ops.reverse_step(*inputs)
 
 
 def _wanted(x: Tensor) -> bool:

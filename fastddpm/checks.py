@@ -98,6 +98,17 @@ def check_index(name: str, t: Tensor, x: Tensor) -> None:
         raise ValueError(f"{name}: expected the data's device {x.device}, got {t.device}")
 
 
+def check_samples(name: str, values: Tensor, x: Tensor) -> None:
+    """A floating number a sample, or one for all, that no gradient is wanted of."""
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        raise TypeError(f"{name}: expected a floating tensor [B], got {describe(values)}")
+    if values.shape not in ((), x.shape[:1]):
+        raise ValueError(f"{name}: expected shape [{x.shape[0]}] (one a sample) or one value, got {list(values.shape)}")
+    if values.device != x.device:
+        raise ValueError(f"{name}: expected the data's device {x.device}, got {values.device}")
+    check_no_grad(name, values)
+
+
 def check_noise(noise: Tensor, x_name: str, x: Tensor, name: str = "noise") -> None:
     """A key for x's batch, or a tensor of x's shape."""
     if not isinstance(noise, Tensor) or noise.dtype is not torch.int64:

@@ -5,6 +5,11 @@ float64, each of its own dtype and any layout; `t` holds indices 0..T-1, int32 o
 is float32 (float64 where the first tensor is float64), the result cast last. `noise` is a key (`noise_key`) or a tensor.
 """
 
+import math
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -18,6 +23,7 @@ from .checks import (
     check_noise,
     check_one_of,
     check_output,
+    check_samples,
     describe,
 )
 from .coefficients import mse_rows, q_sample_rows, q_step_rows
@@ -158,23 +164,39 @@ def reverse_step(
     rows: StepRows,
     noise: Tensor | str | None = None,
     return_x_0: bool = True,
-) -> tuple[Tensor, Tensor | None]:
+    *,
+    uncond_output: Tensor | None = None,
+    guidance: Tensor | float | None = None,
+    bound: Tensor | None = None,
+    history: Sequence[Tensor] = (),
+    return_kept: bool = False,
+) -> tuple[Any, ...]:
     """One reverse update, x_t to x_{t-1}, for any sampler that is a table of rows (for DDPM, Ho et al. 2020, algorithm 2).
 
-    x_0_hat = clamp(p_x x_t + p_o out, bound);  x_prev = k_x x_t + k_0 x_0_hat + k_o out + sigma exp(k_v v) z.
+    out' = u + g (out - u);  x_0_hat = clamp(p_x x_t + p_o out', bound);
+    x_prev = k_x x_t + k_0 x_0_hat + k_o out' + sum_j k_hj h_j + sigma exp(k_v v) z;  kept = c_x x_t + c_0 x_0_hat.
 
     Args:
         model_output: the network's output at x_t: `out` of its shape, or `[B, 2C, ...]` of out and v for rows of a learned
-            variance.
+            variance. Under guidance the output with the condition, whose v is taken.
         x_t: the current sample `[B, ...]`.
         i: indices into the rows: the last one first, 0 for the final step. A tensor, or an int.
         rows: a sampler's table, e.g. `samplers.ddpm(schedule)`.
         noise: a key of B rows (of stream "reverse"; `noise_key`'s default is the training noise), or a tensor of x_t's shape.
             None where the rows add no noise; "none" to leave it out of rows that do.
         return_x_0: False leaves x_0_hat unwritten and returns None for it.
+        uncond_output: u, the output without the condition, of model_output's shape, for classifier-free guidance (Ho & Salimans
+            2022, with g = 1 + w). Both may be halves of one output of a stacked batch.
+        guidance: g, a number or `[B]`; None for the rows'.
+        bound: `[B]`, in place of the rows': x_0_hat is clamped to it and divided by it (dynamic thresholding; Saharia et al.
+            2022, 2.3).
+        history: what earlier steps kept, the last one's first, of x_t's shape; `rows.history` of them are read, and one whose
+            coefficient is 0 at a sample's row may hold anything there.
+        return_kept: also return what later steps want for their history, where `rows.keeps` (else it is x_0_hat).
 
     Returns:
-        (x_prev, x_0_hat), both of x_t's shape, dtype and layout. Differentiable in model_output and x_t.
+        (x_prev, x_0_hat), with return_kept (x_prev, x_0_hat, kept), of x_t's shape, dtype and layout. Differentiable in
+        model_output, uncond_output, x_t and history.
 
     Raises:
         TypeError, ValueError: an argument of a wrong dtype, shape or device, named.
@@ -187,8 +209,48 @@ def reverse_step(
     index = row_index("i", i, x_t, rows)
     noise = _step_noise(noise, x_t, rows)
     table = rows.on(x_t.device, arithmetic(x_t))
-    x_prev, x_0 = autograd.reverse_step(model_output, x_t, noise, index, table, return_x_0)
-    return x_prev, x_0 if return_x_0 else None
+    options: tuple = ()
+    if history != () or rows.history or return_kept or not (uncond_output is guidance is bound is None):
+        options = _step_options(uncond_output, guidance, bound, history, return_kept, rows, x_t)
+    x_prev, x_0, kept = autograd.reverse_step(model_output, x_t, noise, index, table, return_x_0, *options)
+    returned = (x_prev, x_0 if return_x_0 else None)
+    return (*returned, kept) if return_kept else returned
+
+
+def _step_options(uncond_output, guidance, bound, history, return_kept, rows: StepRows, x_t: Tensor) -> tuple:
+    if uncond_output is not None:
+        check_output(uncond_output, rows.variance_type, "x_t", x_t, "uncond_output")
+    guidance = _guidance(guidance, uncond_output, x_t)
+    bound = None if bound is None else _per_sample("bound", bound, x_t)
+    return uncond_output, guidance, bound, _history(history, rows, x_t), return_kept
+
+
+def _guidance(guidance: Tensor | float | None, uncond_output: Tensor | None, x_t: Tensor) -> Tensor | None:
+    if guidance is None:
+        return None
+    if uncond_output is None:
+        raise ValueError("uncond_output: expected the output without the condition, since guidance is given, got None")
+    if isinstance(guidance, Tensor):
+        return _per_sample("guidance", guidance, x_t)
+    if not isinstance(guidance, Real) or not math.isfinite(guidance):
+        raise ValueError(f"guidance: expected a finite number or a floating tensor [B], got {guidance!r}")
+    return torch.full((), guidance, dtype=arithmetic(x_t), device=x_t.device)  # filled there: an upload would wait
+
+
+def _per_sample(name: str, values: Tensor, x: Tensor) -> Tensor:
+    check_samples(name, values, x)
+    return values.to(arithmetic(x))
+
+
+def _history(history: Sequence[Tensor], rows: StepRows, x_t: Tensor) -> list[Tensor]:
+    if not isinstance(history, Sequence):
+        raise TypeError(f"history: expected a sequence of tensors, got {describe(history)}")
+    if len(history) < rows.history:
+        raise ValueError(f"history: expected {rows.history} tensors, which these rows read, got {len(history)}")
+    read = list(history)[: rows.history]
+    for j, h in enumerate(read):
+        check_like(f"history[{j}]", h, "x_t", x_t)
+    return read
 
 
 def _step_noise(noise: Tensor | str | None, x_t: Tensor, rows: StepRows) -> Tensor | None:
@@ -214,4 +276,4 @@ def row_index(name: str, t: Tensor | int, x: Tensor, table: NoiseSchedule | Step
     index = as_int(name, t, "an int32 or int64 tensor [B] or an int")
     if not 0 <= index < len(table):
         raise IndexError(f"{name}: expected 0 .. {len(table) - 1}, got {index}")
-    return table.indices_on(x.device)[index]
+    return table.index_on(x.device, index)

@@ -3,7 +3,8 @@
 Every op takes tensors that `functional` has checked. `noise` is a key (int64 `[B, 2]`) or a tensor; `t` and `index` choose the
 row of `rows` for each sample; the dtype of `rows` is the dtype of the arithmetic. `reduction` is 0 none, 1 mean, 2 sum. An
 output of twice the data's channels holds the variance's behind the mean's. An `x_t` of None is made again from x_0 and `noise`.
-A loss `with_grad` comes with its gradient for an upstream gradient of one; without, `grad` is empty.
+A loss `with_grad` comes with its gradient for an upstream gradient of one; without, `grad` is empty. A step's `guidance` and
+`bound`, in the place of its rows' g and bound, are of the arithmetic's dtype, `[B]` or one value.
 
 The CPU key is served by the C++ extension where it is built, the CUDA key (NVIDIA and ROCm) by Triton. Everything else runs
 `reference`.
@@ -18,6 +19,8 @@ NONE, MEAN, SUM = 0, 1, 2
 _library = torch.library.Library("fastddpm", "DEF")
 _TARGET = "Tensor model_output, Tensor? noise, Tensor? x_0, Tensor? x_t, Tensor t, Tensor rows, int reduction"
 _BOUND = "Tensor model_output, Tensor x_0, Tensor? x_t, Tensor? noise, Tensor t, Tensor rows, bool tanh_cdf"
+_STEP = "Tensor model_output, Tensor x_t, Tensor? noise, Tensor index, Tensor rows"
+_OPTIONS = "Tensor? uncond_output=None, Tensor? guidance=None, Tensor? bound=None"  # a default costs a call a third of a None
 _HYBRID = f"{_BOUND}, float vlb_weight, int reduction"
 
 
@@ -46,12 +49,13 @@ hybrid_loss_backward = _define(
 vlb_terms = _define("vlb_terms", f"({_BOUND}, Tensor? next_noise, Tensor? next_t) -> (Tensor terms, Tensor next_x_t)")
 reverse_step = _define(
     "reverse_step",
-    "(Tensor model_output, Tensor x_t, Tensor? noise, Tensor index, Tensor rows, bool return_x_0) -> (Tensor, Tensor)",
+    f"({_STEP}, bool return_x_0, {_OPTIONS}, Tensor[]? history=None, bool return_kept=False)"
+    " -> (Tensor x_prev, Tensor x_0, Tensor kept)",
 )
 reverse_step_backward = _define(
     "reverse_step_backward",
-    "(Tensor? grad_x_prev, Tensor? grad_x_0, Tensor model_output, Tensor x_t, Tensor? noise, Tensor index, Tensor rows)"
-    " -> (Tensor, Tensor)",
+    f"(Tensor? grad_x_prev, Tensor? grad_x_0, {_STEP}, {_OPTIONS}, Tensor? grad_kept=None)"
+    " -> (Tensor grad_model_output, Tensor grad_x_t, Tensor grad_uncond_output)",
 )
 
 _extension.load()  # registers the C++ kernels under the CPU key, over the schemas above
@@ -131,10 +135,13 @@ def _(model_output, x_0, x_t, noise, t, rows, tanh_cdf, next_noise, next_t):
 
 
 @_fake(reverse_step)
-def _(model_output, x_t, noise, index, rows, return_x_0):
-    return torch.empty_like(x_t), torch.empty_like(x_t) if return_x_0 else x_t.new_empty(0)
+def _(
+    model_output, x_t, noise, index, rows, return_x_0, uncond=None, guidance=None, bound=None, history=None, return_kept=False
+):
+    return torch.empty_like(x_t), *(torch.empty_like(x_t) if x else x_t.new_empty(0) for x in (return_x_0, return_kept))
 
 
 @_fake(reverse_step_backward)
-def _(grad_x_prev, grad_x_0, model_output, x_t, noise, index, rows):
-    return torch.empty_like(model_output), torch.empty_like(x_t)
+def _(grad_x_prev, grad_x_0, model_output, x_t, noise, index, rows, uncond=None, guidance=None, bound=None, grad_kept=None):
+    grad_uncond = x_t.new_empty(0) if uncond is None else torch.empty_like(uncond)
+    return torch.empty_like(model_output), torch.empty_like(x_t), grad_uncond

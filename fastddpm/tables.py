@@ -31,6 +31,7 @@ class Tables:
     def __init__(self, *contents: Tensor):
         self._digest = hashlib.sha256(b"".join(x.numpy().tobytes() for x in contents)).hexdigest()
         self._made: dict[tuple, Tensor] = {}
+        self._views: dict[torch.device, tuple[Tensor, ...]] = {}
 
     def table(self, make: Callable[..., Tensor], device: torch.device, dtype: torch.dtype, *case: Any) -> Tensor:
         """`make(self, *case)` as a tensor of a dtype on a device. Nobody may write into it."""
@@ -60,8 +61,19 @@ class Tables:
         """0 .. len - 1 on a device: an int index is a view of it, so that none is uploaded."""
         return self.table(_indices, device, torch.int64)
 
+    def index_on(self, device: torch.device, i: int) -> Tensor:
+        """`indices_on(device)[i]`, kept: to make such a view anew is a sixth of a small call."""
+        if torch.compiler.is_dynamo_compiling() or type(i) is not int:
+            return self.indices_on(device)[i]
+        views = self._views.get(device)
+        if views is None:
+            indices = self.indices_on(device)
+            with real_tensors():
+                views = self._views[device] = indices.unbind()
+        return views[i]
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_made": {}}  # a copy, here or in another process, makes its own
+        return {**vars(self), "_made": {}, "_views": {}}  # a copy, here or in another process, makes its own
 
 
 def _timesteps(owner: Tables) -> Tensor:

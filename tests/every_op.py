@@ -1,7 +1,7 @@
 """Every op's results and gradients, by name: for what must hold of all of them."""
 
 import torch
-from helpers import values
+from helpers import every_column, values
 
 from fastddpm import NoiseSchedule, hybrid_loss, mse_loss, ops, q_sample, q_step, randn, reverse_step, samplers, vlb_loss
 from fastddpm.coefficients import vlb_rows
@@ -10,6 +10,7 @@ from fastddpm.vlb import CDFS
 NEAR = "~"
 """Names that begin so: sums, exponentials, float64. All instruction sets give the same bits, the reference near ones."""
 SCHEDULE = NoiseSchedule.linear(1000)
+EVERY_COLUMN = every_column()
 ROWS = {variance_type: samplers.ddpm(SCHEDULE, "epsilon", variance_type) for variance_type in ("fixed_small", "learned_range")}
 
 
@@ -40,6 +41,10 @@ def results(key, t, shape, dtype, place, near=True):
     def step(variance_type, noise):
         return lambda out, x: reverse_step(out, x, t, ROWS[variance_type], noise)
 
+    def step_with_every_option(noise):
+        own = {"guidance": torch.linspace(-1, 4, shape[0]), "bound": torch.linspace(0.5, 1.5, shape[0]), "return_kept": True}
+        return lambda out, u, x, *history: reverse_step(out, x, t, EVERY_COLUMN, noise, uncond_output=u, history=history, **own)
+
     def mse(prediction_type, noise):
         return lambda out: mse_loss(out, t, SCHEDULE, noise, x, None, prediction_type, reduction="none")
 
@@ -60,6 +65,7 @@ def results(key, t, shape, dtype, place, near=True):
         yield from of(f"{exact}q_sample {kind}", noised(q_sample, noise), x)
         yield from of(f"{exact}q_step {kind}", noised(q_step, noise), x)
         yield from of(f"{exact}reverse {kind}", step("fixed_small", noise), fixed, x)
+        yield from of(f"{exact}reverse guided, with history {kind}", step_with_every_option(noise), fixed, z, x, x, z, fixed)
         yield from of(f"{NEAR}reverse learned {kind}", step("learned_range", noise), learned, x)
         for prediction_type in ("epsilon", "v_prediction"):
             yield from of(f"{exact}mse {prediction_type} {kind}", mse(prediction_type, noise), fixed, sums=True)

@@ -10,6 +10,7 @@ import fastddpm.autograd
 import fastddpm.functional
 import fastddpm.noise
 from fastddpm import _extension, noise_key, randn, reference
+from fastddpm.samplers import StepRows
 
 INSTRUCTION_SETS: tuple[str, ...] = tuple(getattr(_extension.module, "isas", ()))
 """What the C++ kernels can run on this CPU; empty where they are not built."""
@@ -97,6 +98,13 @@ def values(*shape, dtype=torch.float32, seed=0):
 def spread(batch, num_timesteps=1000):
     """Timesteps for a batch, both ends among them."""
     return torch.linspace(0, num_timesteps - 1, batch).round().long()
+
+
+def every_column(steps=1000, variance_type="fixed_small", **columns):
+    """A sampler that has every column, unlike ones at each step."""
+    names = ("p_x", "p_o", "k_x", "k_0", "k_o", "k_h1", "k_h2", "k_h3", "sigma", "g", "c_x", "c_0")
+    made = {name: (n + 1) * torch.linspace(-0.2, 0.3, steps) for n, name in enumerate(names)}
+    return StepRows(torch.arange(steps), variance_type, **made | {"bound": 0.8, "k_v": 0.1} | columns)
 
 
 def same_bits(a, b):

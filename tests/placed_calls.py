@@ -3,7 +3,7 @@
 from functools import lru_cache
 
 import torch
-from helpers import spread
+from helpers import every_column, spread
 
 from fastddpm import (
     GaussianDiffusion,
@@ -41,10 +41,10 @@ class Operands:
     def leaf(self, number):
         return self.data(number).requires_grad_()
 
-    def output(self, variance_type="fixed_small"):
+    def output(self, variance_type="fixed_small", number=OUTPUT):
         batch, channels, *rest = self.shape
         learned = variance_type.startswith("learned")
-        return self.data(OUTPUT, (batch, channels * (1 + learned), *rest)).requires_grad_()
+        return self.data(number, (batch, channels * (1 + learned), *rest)).requires_grad_()
 
     @property
     def x(self):
@@ -134,6 +134,23 @@ def reverse(prediction_type, variance_type):
     return call
 
 
+def reverse_with_every_option(variance_type):
+    """u, the history, g and bounds of each sample's own, and what is kept."""
+    rows = every_column(variance_type=variance_type)
+
+    def call(o):
+        out, u, x_t, h = o.output(variance_type), o.output(variance_type, X_T), o.leaf(X), o.leaf(OTHER_UPSTREAM)
+        own = {"guidance": o.each, "bound": 2 + o.each.abs(), "history": (h, o.data(NOISE), o.x), "return_kept": True}
+        found = reverse_step(out, x_t, o.t, rows, o.noise, uncond_output=u, **own)
+        upstream = o.data(UPSTREAM)
+        grads = torch.autograd.grad(found, (out, u, x_t, h), (upstream, o.data(OTHER_UPSTREAM), o.data(NOISE)))
+        results = zip(("x_prev", "x_0", "kept"), ((x.detach(), x_t) for x in found), strict=True)
+        likes = zip(("grad", "grad by u", "grad by x_t"), zip(grads, (out, u, x_t), strict=False), strict=True)
+        return dict(results) | dict(likes) | {"grad by h": (grads[3], upstream)}
+
+    return call
+
+
 def reverse_without_noise(o):
     x_prev, _ = reverse_step(o.output().detach(), o.x, 5, samplers.ddpm(SCHEDULE, "sample"), "none", return_x_0=False)
     return {"x_prev": (x_prev, o.x)}
@@ -175,6 +192,8 @@ FUNCTIONS = {
     "reverse_step: epsilon, fixed_small": reverse("epsilon", "fixed_small"),
     "reverse_step: v, learned_range": reverse("v_prediction", "learned_range"),
     "reverse_step: previous, fixed_large": reverse("previous", "fixed_large"),
+    "reverse_step: every option": reverse_with_every_option("fixed_small"),
+    "reverse_step: every option, learned": reverse_with_every_option("learned"),
     "reverse_step without noise": reverse_without_noise,
     "prior_kl": prior,
     "bits_per_dim": bits,

@@ -39,6 +39,9 @@ def step(**changed):
 
 
 LEARNED = torch.cat((X, X), 1)
+TWO_STEPS = samplers.StepRows(torch.arange(1000), p_o=1.0, k_0=1.0, k_h2=0.5)
+EACH = torch.ones(4)
+SAMPLES = r"expected shape \[4\] \(one a sample\) or one value, got"
 
 
 def bound(**changed):
@@ -53,6 +56,10 @@ def hybrid(**changed):
 
 def learned_step(**changed):
     return step(**{"model_output": LEARNED, "rows": samplers.ddpm(SCHEDULE, variance_type="learned_range"), **changed})
+
+
+def guided(guidance):
+    return step(uncond_output=X, guidance=guidance)
 
 
 def sample(**changed):
@@ -237,6 +244,56 @@ CASES = {
         lambda: bound(schedule=SCHEDULE.zero_terminal_snr()),
         ValueError,
         "prediction_type: expected 'v_prediction' or 'sample' on a schedule of zero terminal SNR, got 'epsilon'",
+    ),
+    # a step's options
+    "u of another shape": (
+        lambda: step(uncond_output=X[..., 0]),
+        ValueError,
+        "uncond_output: " + SHAPES.format("x_t"),
+    ),
+    "uncond_output without its variance": (
+        lambda: learned_step(uncond_output=X),
+        ValueError,
+        "uncond_output: " + CHANNELS.format("learned_range"),
+    ),
+    "guidance of nothing": (
+        lambda: step(guidance=2.0),
+        ValueError,
+        "uncond_output: .* since guidance is given, got None",
+    ),
+    "guidance nan": (lambda: guided(torch.nan), ValueError, r"guidance: expected a finite number .*, got nan"),
+    "guidance infinite": (lambda: guided(-torch.inf), ValueError, r"guidance: expected a finite number .*, got -inf"),
+    "guidance a word": (lambda: guided("4"), ValueError, r"guidance: expected a finite number or a floating .*, got '4'"),
+    "guidance of integers": (lambda: guided(T), TypeError, r"guidance: expected a floating tensor \[B\], got int64 \[4\]"),
+    "guidance of another batch": (lambda: guided(EACH[:3]), ValueError, rf"guidance: {SAMPLES} \[3\]"),
+    "guidance elsewhere": (lambda: guided(EACH.to(META)), ValueError, "guidance: expected the data's device cpu, got meta"),
+    "guidance that wants a gradient": (
+        lambda: guided(EACH.clone().requires_grad_()),
+        ValueError,
+        "guidance: expected a tensor that does not require grad",
+    ),
+    "own bound a number": (lambda: step(bound=1.0), TypeError, r"bound: expected a floating tensor \[B\], got float"),
+    "own bound of each element": (lambda: step(bound=X), ValueError, rf"bound: {SAMPLES} \[4, 3, 5, 5\]"),
+    "own bound that wants a gradient": (
+        lambda: step(bound=EACH.clone().requires_grad_()),
+        ValueError,
+        "bound: expected a tensor that does not require grad",
+    ),
+    "no history": (lambda: step(rows=TWO_STEPS), ValueError, "history: expected 2 tensors, which these rows read, got 0"),
+    "a tensor for history": (
+        lambda: step(rows=TWO_STEPS, history=X),
+        TypeError,
+        "history: expected a sequence of tensors, got",
+    ),
+    "history of another shape": (
+        lambda: step(rows=TWO_STEPS, history=[X, X[..., 0]]),
+        ValueError,
+        r"history\[1\]: " + SHAPES.format("x_t"),
+    ),
+    "history elsewhere": (
+        lambda: step(rows=TWO_STEPS, history=[X.to(META), X]),
+        ValueError,
+        r"history\[0\]: expected x_t's device cpu, got meta",
     ),
     "hybrid without noise": (lambda: hybrid(noise=None), ValueError, "noise: expected a key or a tensor for .*, got None"),
     "hybrid noise of another shape": (lambda: hybrid(noise=X[..., 0]), ValueError, "noise: " + SHAPES.format("x_0")),

@@ -8,7 +8,7 @@ import weakref
 import plain
 import pytest
 import torch
-from helpers import LAYOUTS, assert_right, poisoned, same_bits, spread, values
+from helpers import LAYOUTS, assert_right, every_column, poisoned, same_bits, spread, values
 from torch.autograd import gradcheck, gradgradcheck
 
 from fastddpm import (
@@ -91,6 +91,59 @@ def test_gradcheck_reverse_step_with_a_learned_variance(variance_type, noise):
     assert gradcheck(lambda out, x: reverse_step(out, x, t, rows, z), (out, x))
     (grad,) = torch.autograd.grad(reverse_step(out, x, t, rows, z)[0].sum(), out)
     assert not grad[0, 2:].any() and bool(grad[1:, 2:].any()) == (noise != "none")
+
+
+OPTIONS = {
+    "guided by the rows": (4, {}),
+    "guided": (4, {"guidance": torch.tensor([0.0, 1.5, 4.0], dtype=torch.float64)}),
+    "of its own bound": (4, {"bound": torch.tensor([0.4, 1.1, 3.0], dtype=torch.float64)}),
+    "with history": (7, {"guidance": 3.0}),
+    "kept": (4, {"return_kept": True}),
+}
+"""How many of out, x, u and the history are leaves; and what else is given."""
+
+
+def step_with(options, variance_type="fixed_small"):
+    """A step as a function of out, x, u and what else the rows' history needs; row 0's is not read."""
+    count, given = OPTIONS[options]
+    rows = every_column(8, variance_type, **({} if count == 7 else {"k_h1": 0.0, "k_h2": 0.0, "k_h3": 0.0}))
+    t, key = torch.tensor([0, 3, 7]), noise_key(1, 2, 3)
+
+    def step(out, x, u, *history):
+        return reverse_step(out, x, t, rows, key, uncond_output=u, history=history[: rows.history], **given)
+
+    channels = (4 if variance_type == "learned" else 2, 2)
+    return step, [leaf(3, channels[n in (1, 3, 4, 5)], 3, seed=n, **wide) for n in range(6 if count == 7 else 3)]
+
+
+@pytest.mark.parametrize("variance_type", ["fixed_small", "learned"])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_gradcheck_reverse_step_with_options(options, variance_type):
+    """No value of x_0_hat lies within the finite difference of the clamp."""
+    step, inputs = step_with(options, variance_type)
+    assert gradcheck(step, inputs)
+    assert gradgradcheck(step, inputs)
+
+
+def test_gradcheck_two_steps_in_a_row():
+    """The second one's history is what the first kept, and the first one's is not read."""
+    t, rows, key = torch.full((3,), 5), every_column(8, k_h2=0.0, k_h3=0.0), noise_key(1, 2, 3)
+
+    def steps(out, x, u, h):
+        x, _, kept = reverse_step(out, x, t, rows, key, uncond_output=u, history=[h], return_kept=True)
+        return reverse_step(x.tanh(), x, t - 1, rows, key, uncond_output=u, history=[kept], return_kept=True)
+
+    assert gradcheck(steps, [leaf(3, 2, 3, seed=n, **wide) for n in range(4)])
+
+
+def test_the_gradient_of_a_history_of_another_dtype_is_of_that_dtype():
+    rows, x = every_column(8, k_h2=0.0, k_h3=0.0), leaf(3, 5).bfloat16()
+    for dtype in FLOATS:
+        h = leaf(3, 5, dtype=dtype, seed=1)
+        x_prev, _ = reverse_step(x, x, 5, rows, "none", history=[h])
+        (grad,) = torch.autograd.grad(x_prev.sum(), h)
+        assert grad.dtype == dtype
+        torch.testing.assert_close(grad, torch.full_like(h, float(rows.columns.k_h1[5])))
 
 
 @pytest.mark.parametrize("which", ["out", "x_t"])

@@ -160,7 +160,13 @@ CHANNELS_TOGETHER = {f"order {order}": placed(order) for order in ((0, 2, 1), (2
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_any_number_of_channels(channels, dtype):
     """Up to 128 of them lie together in a chunk."""
-    functions = ("q_sample", "mse_loss: v_prediction", "hybrid_loss: v, learned", "reverse_step: v, learned_range")
+    functions = (
+        "q_sample",
+        "mse_loss: v_prediction",
+        "hybrid_loss: v, learned",
+        "reverse_step: v, learned_range",
+        "reverse_step: every option, learned",
+    )
     for function, pixels in itertools.product(functions, (3, 1100 // channels + 3)):
         case = Case(function, (2, channels, pixels), dtype, "key")
         assert not case.failures(arrangements(case, CHANNELS_TOGETHER))

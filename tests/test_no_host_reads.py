@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import values
+from helpers import every_column, values
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastddpm import GaussianDiffusion, NoiseSchedule, advance, noise_key, prior_kl, reference, reverse_step, samplers
@@ -147,6 +147,16 @@ def test_a_reverse_step(index):
             for i in (999, 998, 0):
                 reverse_step(x, x, torch.full((4,), i) if index == "tensor" else i, rows, key)
                 advance(key)
+
+
+def test_a_reverse_step_with_every_option():
+    """A number for guidance is filled where the data are."""
+    rows, x, key = every_column(), values(4, 3, 8, 8), noise_key(1, 0, 4)
+    for uploads in (True, False):
+        with NoHostReads(uploads):
+            for guidance in (2.5, torch.ones(4)):
+                own = {"guidance": guidance, "bound": torch.ones(4), "history": [x, x, x], "return_kept": True}
+                reverse_step(x, x, 5, rows, key, uncond_output=x, **own)
 
 
 def test_a_sampling_loop_reads_nothing():

@@ -31,8 +31,8 @@ def terms(next_noise=KEY, next_t=T, x_t=X, noise=KEY):
     return ops.vlb_terms(X, X, x_t, noise, T, VLB, False, next_noise, next_t)
 
 
-def step(output=X, x_t=X, noise=KEY, i=T, rows=STEP):
-    return ops.reverse_step(output, x_t, noise, i, rows, True)
+def step(output=X, x_t=X, noise=KEY, i=T, rows=STEP, u=None, guidance=None, bound=None, history=None):
+    return ops.reverse_step(output, x_t, noise, i, rows, True, u, guidance, bound, history)
 
 
 def large(elements):
@@ -77,6 +77,15 @@ CASES = {
     "an upstream of another batch": (lambda: mse(grad_loss=torch.zeros(3)), rf"grad_loss: {UPSTREAM} float32 \[3\]"),
     "an upstream of halves": (lambda: hybrid(grad_vlb=G.half()), rf"grad_vlb: {UPSTREAM} float16 \[\]"),
     "an upstream of integers": (lambda: ops.scale_grad_(X, T), rf"grad_loss: {UPSTREAM} int64 \[4\]"),
+    "u without its variance": (
+        lambda: step(output=BOTH, u=X),
+        r"uncond_output: expected \[4, 6, 5\] on the CPU, got float32 \[4, 3, 5\]",
+    ),
+    "guidance of another batch": (lambda: step(guidance=torch.zeros(3)), rf"guidance: {UPSTREAM} float32 \[3\]"),
+    "a bound of doubles": (lambda: step(bound=G.double()), rf"bound: {UPSTREAM} float64 \[\]"),
+    "history of another shape": (lambda: step(history=[X, X[:1]]), rf"history: {SHAPE} float32 \[1, 3, 5\]"),
+    "history of integers": (lambda: step(history=[X.int()]), rf"history: {FLOATS} int32 \[4, 3, 5\]"),
+    "a longer history than a row's": (lambda: step(history=[X] * 4), "history: expected at most 3 tensors, got 4"),
     "seventeen dimensions": (lambda: noising(torch.zeros([1] * 17), None, T[:1]), "x: expected 1 to 16 dimensions, got 17"),
     "no dimensions": (lambda: ops.randn_(G, KEY), "out: expected 1 to 16 dimensions, got 0"),
     "a sample too large": (

@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from helpers import DTYPES, LAYOUTS, spread, values
+from helpers import DTYPES, LAYOUTS, every_column, spread, values
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.library import opcheck
 
@@ -97,6 +97,10 @@ def test_opcheck_reverse(layout, dtype):
     table = learned.on(CPU, torch.float32)
     check(ops.reverse_step, both, x, key(), t, table, True)
     check(ops.reverse_step_backward, grad, None, both, x, key(), t, table)
+    own, table = (torch.rand(3), torch.rand(3)), every_column().on(CPU, torch.float32)
+    check(ops.reverse_step, out, x, key(), t, table, True, place(out), *own, [place(out), x], True)
+    check(ops.reverse_step, both, x, None, t, table, False, both, own[0].mean(), None, [x, x, out], True)
+    check(ops.reverse_step_backward, None, None, both, x, key(), t, table, both, *own, place(grad))
 
 
 def wider(place, x):
@@ -299,6 +303,22 @@ def test_a_reverse_step_compiles_in_one_graph(t, return_x_0):
             expected = (*result, *grads)
     for a, b in zip((*result, *grads), expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+    assert counter.frame_count == 1
+
+
+def test_a_reverse_step_with_every_option_compiles_in_one_graph():
+    rows, counter = every_column(), CompileCounterWithBackend("aot_eager")
+
+    def step(out, u, x, *history):
+        return reverse_step(out, x, 7, rows, key(), uncond_output=u, guidance=2.5, history=history, return_kept=True)
+
+    compiled = torch.compile(step, fullgraph=True, backend=counter)
+    inputs = [values(*SHAPE, seed=n).requires_grad_() for n in range(6)]
+    results = [run(*inputs) for run in (step, compiled)]
+    grads = [torch.autograd.grad([r.square().sum() for r in result], inputs) for result in results]
+    for eager, got in (results, grads):
+        for a, b in zip(eager, got, strict=True):
+            torch.testing.assert_close(b, a, rtol=1e-6, atol=1e-7)
     assert counter.frame_count == 1
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import same_bits, spread, values
+from helpers import every_column, same_bits, spread, values
 from torch.func import functional_call, grad, jvp, vmap
 
 from fastddpm import (
@@ -19,6 +19,7 @@ from fastddpm import (
 )
 
 SCHEDULE = NoiseSchedule.linear(1000)
+EVERY_COLUMN = every_column(variance_type="learned")
 ROWS = samplers.ddpm(SCHEDULE, "v_prediction", "learned_range")
 T, KEY = spread(3), noise_key(1, 2, 3)
 SHAPE = (3, 2, 5)
@@ -34,6 +35,20 @@ CALLS = {
     "mse": lambda x: mse_loss(x[:, :2], T, SCHEDULE, KEY, x_0(), prediction_type="v_prediction"),
     "vlb": lambda x: vlb_loss(x, x_0(), values(*SHAPE, seed=2), T, SCHEDULE, variance_type="learned_range"),
     "hybrid": lambda x: hybrid_loss(x, x_0(), KEY, T, SCHEDULE)["loss"],
+    "reverse with every option": lambda x: sum(
+        r.square().sum()
+        for r in reverse_step(
+            x,
+            x_0(),
+            T,
+            EVERY_COLUMN,
+            KEY,
+            uncond_output=2 * x,
+            guidance=torch.ones(3),
+            history=[x[:, :2]] * 3,
+            return_kept=True,
+        )
+    ),
     "reverse": lambda x: reverse_step(x, x_0(), T, ROWS, KEY)[0].square().sum(),
 }
 

@@ -25,8 +25,10 @@ def specialization(kernel, data, t, rows, num_rows):
     if kernel is noising_kernel:
         arguments, constants = (data, data, KEY), CUT
     else:
-        arguments, constants = (data, None, data, data, KEY), {**CUT, "LEARNED": False}
-    return bind(*arguments, t, rows, num_rows, 4096, **constants, debug=False)[1]
+        arguments = (data, None, None, data, None, data, None, None, None, KEY)
+        constants = {**CUT, "LEARNED": False, "GUIDANCE_STRIDE": 0, "BOUND_STRIDE": 0}
+    others = () if kernel is noising_kernel else (None, None)
+    return bind(*arguments, t, rows, num_rows, 4096, *others, **constants, debug=False)[1]
 
 
 @pytest.mark.parametrize("kernel", [noising_kernel, reverse_kernel])
@@ -55,4 +57,5 @@ KERNELS = {n: k for module in (noising, mse, reverse, vlb) for n, k in vars(modu
 def test_a_view_s_alignment_specialises_no_kernel(name):
     views = {x.name: x.do_not_specialize_on_alignment for x in KERNELS[name].params if x.name in tile.VIEWS}
     assert {"t_ptr", "rows_ptr"} <= views.keys() and all(views.values())
-    assert {x for x in KERNELS[name].arg_names if "upstream" in x and x.endswith("_ptr")} <= views.keys()
+    scalars = [x for x in KERNELS[name].arg_names if x.endswith(("upstream_ptr", "guidance_ptr", "bound_ptr"))]
+    assert set(scalars) <= views.keys()

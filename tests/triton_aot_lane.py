@@ -31,6 +31,7 @@ from benchmarks.static import (
     main_variants,
     report,
     sample_variants,
+    step,
 )
 
 BUDGET = Path(__file__).with_name("triton_budget.json")
@@ -70,12 +71,39 @@ def _variants() -> dict[str, Variant]:
             mse_backward_kernel, absent=eps, channels=3, scalars=fp32
         ),
         "mse_backward x_0, x_t fp32": Variant(mse_backward_kernel, noise=None, scalars=fp32),
-        "reverse key fp32 with x_0_hat": Variant(reverse_kernel),
-        "reverse key fp32 3 channels last": Variant(reverse_kernel, absent=("x_0_ptr",), channels=3),
-        "reverse none fp32": Variant(reverse_kernel, noise=None, absent=("x_0_ptr",)),
-        "reverse_backward fp32, both": Variant(reverse_backward_kernel, noise=None),
     }  # fmt: skip
-    return made | _learned_variants()
+    return made | _step_variants() | _learned_variants()
+
+
+GUIDED = ("u_ptr", "guidance_ptr")
+HISTORY = ("h1_ptr", "h2_ptr", "h3_ptr")
+
+
+def _step_variants() -> dict[str, Variant]:
+    """The reverse step's options, one by one and all at once."""
+    backward, all_of_it = reverse_backward_kernel, (*GUIDED, *HISTORY, "bound_ptr", "x_0_ptr", "kept_ptr")
+    grads = (*GUIDED, "grad_u_ptr")
+    made = {f"reverse none fp32, history {n}": step(reverse_kernel, *HISTORY[:n], noise=None) for n in (1, 2, 3)}
+    made |= {f"reverse key {data}, guided": step(reverse_kernel, *GUIDED, data=data) for data in ("fp32", "bf16")}
+    made |= {f"reverse_backward {data}, guided": step(backward, *grads, data=data, noise=None) for data in ("fp32", "bf16")}
+    return made | {
+        "reverse key fp32 with x_0_hat": step(reverse_kernel, "x_0_ptr"),
+        "reverse key fp32 3 channels last": step(reverse_kernel, channels=3),
+        "reverse none fp32": step(reverse_kernel, noise=None),
+        "reverse none fp32, the row's g": step(reverse_kernel, "u_ptr", noise=None),
+        "reverse none bf16, history 3": step(reverse_kernel, *HISTORY, data="bf16", noise=None),
+        "reverse none fp32, kept": step(reverse_kernel, "kept_ptr", noise=None),
+        "reverse none fp32, own bound": step(reverse_kernel, "bound_ptr", noise=None),
+        "reverse key fp32, all with own bound": step(reverse_kernel, *all_of_it),
+        "reverse key fp32 3 channels last, guided": step(reverse_kernel, *GUIDED, channels=3),
+        "reverse key learned fp32, guided": step(reverse_kernel, *GUIDED, learned=True),
+        "reverse key learned fp32 3 channels last, guided": step(reverse_kernel, *GUIDED, learned=True, channels=3),
+        "reverse key learned fp32, all with own bound": step(reverse_kernel, *all_of_it, learned=True),
+        "reverse_backward fp32, both": step(backward, "grad_x_0_ptr", noise=None),
+        "reverse_backward fp32, kept": step(backward, "grad_kept_ptr", noise=None),
+        "reverse_backward fp32, own bound": step(backward, "bound_ptr", noise=None),
+        "reverse_backward key learned fp32, guided": step(backward, *grads, learned=True),
+    }
 
 
 def _learned_variants() -> dict[str, Variant]:

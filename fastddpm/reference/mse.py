@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..rows import MseRow
-from .operands import count_of, fused, like, mean_of, noise_of, reduced, row_of, upstream_of
+from .operands import count_of, each_sample, fused, like, mean_of, noise_of, reduced, row_of
 
 
 def _difference(model_output, noise, x_0, x_t, t, rows) -> tuple[Tensor, Tensor]:
@@ -32,9 +32,9 @@ def mse_loss(model_output, noise, x_0, x_t, t, rows, reduction, with_grad) -> tu
 def mse_loss_backward(model_output, noise, x_0, x_t, t, rows, reduction, grad_loss) -> Tensor:
     """2 w g_b (out - target) / D, over B too for the mean."""
     difference, w = _difference(model_output, noise, x_0, x_t, t, rows)
-    upstream = upstream_of(grad_loss, model_output, rows.dtype)
+    upstream = each_sample(grad_loss, model_output, rows.dtype)
     return like(2 * w / count_of(model_output, reduction) * difference * upstream, model_output)
 
 
 def scale_grad_(grad: Tensor, grad_loss: Tensor) -> None:
-    grad.mul_(upstream_of(grad_loss, grad, grad_loss.dtype))
+    grad.mul_(each_sample(grad_loss, grad, grad_loss.dtype))

@@ -65,9 +65,9 @@ def halves(model_output: Tensor, x: Tensor, dtype: torch.dtype) -> tuple[Tensor,
     return values[:, : x.shape[1]], values[:, x.shape[1] :]
 
 
-def upstream_of(grad_loss: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """A loss's gradient, one or `[B]`, shaped to broadcast over x."""
-    return grad_loss.reshape(-1, *[1] * (x.dim() - 1)).to(dtype)
+def each_sample(values: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """One value or `[B]`, shaped to broadcast over x."""
+    return values.reshape(-1, *[1] * (x.dim() - 1)).to(dtype)
 
 
 def count_of(x: Tensor, reduction: int) -> int:

@@ -12,7 +12,7 @@ from ..rows import MseRow, NoisingRow, VlbRow
 from . import gaussian
 from .mse import mse_loss, mse_loss_backward
 from .noising import noising
-from .operands import count_of, halves, like, mean_of, reduced, row_of, upstream_of
+from .operands import count_of, each_sample, halves, like, mean_of, reduced, row_of
 
 _NOISING, _MSE = len(NoisingRow._fields), len(VlbRow._fields) - len(MseRow._fields)
 
@@ -63,7 +63,7 @@ def _bits(value: Tensor) -> Tensor:
 
 def _scale(grad_loss: Tensor, x: Tensor, dtype: torch.dtype, reduction: int) -> Tensor:
     """The gradient that each element's nats get."""
-    return upstream_of(grad_loss, x, dtype) / count_of(x, reduction) / math.log(2)
+    return each_sample(grad_loss, x, dtype) / count_of(x, reduction) / math.log(2)
 
 
 def vlb_loss(model_output, x_0, x_t, noise, t, rows, tanh_cdf, reduction, with_grad) -> tuple[Tensor, Tensor]:

@@ -127,8 +127,15 @@ class Halves {
   Halves(const char* name, const Tensor& output, const Tensor& x)
       : name_(name), output_(&output), learned_(x.dim() > 1 && output.dim() == x.dim() && output.size(1) != x.size(1)) {}
   bool learned() const { return learned_; }
-  Binding first(View& view) const { return {name_, &view, output_, learned_ ? Half::kFirst : Half::kNeither}; }
-  Binding second(View& view) const { return {name_, &view, learned_ ? output_ : nullptr, Half::kSecond}; }
+  Binding first(View& view) const { return first(view, name_, output_); }
+  Binding second(View& view) const { return second(view, name_, output_); }
+  // Of another tensor of its kind, or of none.
+  Binding first(View& view, const char* name, const Tensor* x) const {
+    return {name, &view, x, learned_ ? Half::kFirst : Half::kNeither};
+  }
+  Binding second(View& view, const char* name, const Tensor* x) const {
+    return {name, &view, learned_ ? x : nullptr, Half::kSecond};
+  }
 
  private:
   const char* name_;
@@ -180,16 +187,21 @@ template <template <class> class Row>
   return numbers;
 }
 
-// A loss's upstream gradient, one value or [B] of the arithmetic's type, as [B].
-std::vector<double> bind_upstream(const char* name, const Tensor& upstream, int64_t batch, bool wide) {
+using Samples = std::vector<double>;  // [B]
+
+// One value, or [B], of the arithmetic's type as [B].
+Samples bind_samples(const char* name, const Tensor& x, int64_t batch, bool wide) {
   const auto dtype = wide ? ScalarType::Double : ScalarType::Float;
-  const bool one = upstream.dim() == 0;
-  if (!upstream.is_cpu() || upstream.scalar_type() != dtype || !(one || (upstream.dim() == 1 && upstream.size(0) == batch)))
-    refuse(name, std::string(name_of(dtype)) + " [] or [" + std::to_string(batch) + "] on the CPU", text(upstream));
-  const int64_t stride = one ? 0 : upstream.stride(0);
-  std::vector<double> values(size_t(batch), 0);
-  for (int64_t b = 0; b < batch; ++b) values[size_t(b)] = value<double, float>(upstream.data_ptr(), wide, b * stride);
+  const bool one = x.dim() == 0;
+  if (!x.is_cpu() || x.scalar_type() != dtype || !(one || (x.dim() == 1 && x.size(0) == batch)))
+    refuse(name, std::string(name_of(dtype)) + " [] or [" + std::to_string(batch) + "] on the CPU", text(x));
+  const int64_t stride = one ? 0 : x.stride(0);
+  Samples values(size_t(batch), 0);
+  for (int64_t b = 0; b < batch; ++b) values[size_t(b)] = value<double, float>(x.data_ptr(), wide, b * stride);
   return values;
+}
+Samples bind_samples(const char* name, const MaybeTensor& x, int64_t batch, bool wide) {
+  return x ? bind_samples(name, *x, batch, wide) : Samples();
 }
 
 // ---- chunks to threads ----

@@ -77,43 +77,75 @@ Tensor noising(const Tensor& x, const MaybeTensor& noise, const Tensor& t, const
 
 // ---- reverse ----
 
-std::tuple<Tensor, Tensor> reverse_step(const Tensor& model_output, const Tensor& x_t, const MaybeTensor& noise,
-                                        const Tensor& index, const Tensor& rows, bool return_x_0) {
+// What a step and its gradient are given for each sample. The args read it there: it must live as long.
+struct StepSamples {
+  std::vector<int64_t> numbers;
+  Samples guidance, bound;
+
+  StepSamples(StepArgs& args, const Tensor& index, const Tensor& rows, const MaybeTensor& g, const MaybeTensor& b)
+      : numbers(bind_rows<StepRow>(args.rows, "i", index, rows, args.plan.batch)),
+        guidance(bind_samples("guidance", g, args.plan.batch, args.rows.wide)),
+        bound(bind_samples("bound", b, args.plan.batch, args.rows.wide)) {
+    args.guidance = g ? guidance.data() : nullptr, args.bound = b ? bound.data() : nullptr;
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor> reverse_step(const Tensor& model_output, const Tensor& x_t, const MaybeTensor& noise,
+                                                const Tensor& index, const Tensor& rows, bool return_x_0,
+                                                const MaybeTensor& uncond_output, const MaybeTensor& guidance,
+                                                const MaybeTensor& bound, const std::optional<std::vector<Tensor>>& history,
+                                                bool return_kept) {
+  const size_t count = history ? history->size() : 0;
+  if (count > kHistory) refuse("history", "at most 3 tensors", std::to_string(count));
   Tensor x_prev = fresh_like(x_t);
-  Tensor x_0 = fresh_like(x_t, return_x_0);
+  Tensor x_0 = fresh_like(x_t, return_x_0), kept = fresh_like(x_t, return_kept, 1);
   const Halves output("model_output", model_output, x_t);
+  const auto earlier = [&](size_t j) { return j < count ? &(*history)[j] : nullptr; };
   ReverseArgs args;
   args.plan = bind({{"x_t", &args.x_t, &x_t},
                     output.first(args.model_output),
                     output.second(args.variance),
+                    output.first(args.uncond, "uncond_output", pointer(uncond_output)),
+                    {"history", &args.history[0], earlier(0)},
+                    {"history", &args.history[1], earlier(1)},
+                    {"history", &args.history[2], earlier(2)},
                     {"x_prev", &args.x_prev, &x_prev},
                     {"x_0", &args.x_0, return_x_0 ? &x_0 : nullptr},
+                    {"kept", &args.kept, return_kept ? &kept : nullptr},
                     {"noise", &args.noise.tensor, noise_tensor(noise)}});
-  const auto numbers = bind_rows<StepRow>(args.rows, "i", index, rows, args.plan.batch);
+  const StepSamples samples(args, index, rows, guidance, bound);
   bind_key(args.noise, "noise", noise, args.plan.batch);
   run(kernels->reverse, args);
-  return {x_prev, x_0};
+  return {x_prev, x_0, kept};
 }
 
-std::tuple<Tensor, Tensor> reverse_step_backward(const MaybeTensor& grad_x_prev, const MaybeTensor& grad_x_0,
-                                                 const Tensor& model_output, const Tensor& x_t, const MaybeTensor& noise,
-                                                 const Tensor& index, const Tensor& rows) {
+std::tuple<Tensor, Tensor, Tensor> reverse_step_backward(const MaybeTensor& grad_x_prev, const MaybeTensor& grad_x_0,
+                                                         const Tensor& model_output, const Tensor& x_t, const MaybeTensor& noise,
+                                                         const Tensor& index, const Tensor& rows,
+                                                         const MaybeTensor& uncond_output, const MaybeTensor& guidance,
+                                                         const MaybeTensor& bound, const MaybeTensor& grad_kept) {
   Tensor grad_model_output = fresh_like(model_output), grad_x_t = fresh_like(x_t);
+  Tensor grad_uncond = uncond_output ? fresh_like(*uncond_output) : fresh_like(x_t, false);
+  const Tensor* wanted = uncond_output ? &grad_uncond : nullptr;
   const Halves output("model_output", model_output, x_t), grad("grad_model_output", grad_model_output, x_t);
   ReverseBackwardArgs args;
   args.plan = bind({{"x_t", &args.x_t, &x_t},
                     output.first(args.model_output),
                     output.second(args.variance),
+                    output.first(args.uncond, "uncond_output", pointer(uncond_output)),
                     {"grad_x_prev", &args.grad_x_prev, pointer(grad_x_prev)},
                     {"grad_x_0", &args.grad_x_0, pointer(grad_x_0)},
+                    {"grad_kept", &args.grad_kept, pointer(grad_kept)},
                     grad.first(args.grad_model_output),
                     grad.second(args.grad_variance),
+                    grad.first(args.grad_uncond, "grad_uncond_output", wanted),
+                    grad.second(args.grad_uncond_variance, "grad_uncond_output", wanted),
                     {"grad_x_t", &args.grad_x_t, &grad_x_t},
                     {"noise", &args.noise.tensor, output.learned() ? noise_tensor(noise) : nullptr}});
-  const auto numbers = bind_rows<StepRow>(args.rows, "i", index, rows, args.plan.batch);
+  const StepSamples samples(args, index, rows, guidance, bound);
   bind_key(args.noise, "noise", noise, args.plan.batch);
   run(kernels->reverse_backward, args);
-  return {grad_model_output, grad_x_t};
+  return {grad_model_output, grad_x_t, grad_uncond};
 }
 
 }  // namespace

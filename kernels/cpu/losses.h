@@ -10,8 +10,6 @@ namespace {
 constexpr int kNone = 0, kMean = 1;  // a reduction; 2 is the sum
 constexpr double kLn2 = 0.69314718055994530942;
 
-using Samples = std::vector<double>;  // [B]
-
 // ---- chunks to samples to losses ----
 
 // Room for a number of each chunk.
@@ -91,7 +89,7 @@ std::tuple<Tensor, Tensor> mse_loss(const Tensor& model_output, const MaybeTenso
 Tensor mse_loss_backward(const Tensor& model_output, const MaybeTensor& noise, const MaybeTensor& x_0, const MaybeTensor& x_t,
                          const Tensor& t, const Tensor& rows, int64_t reduction, const Tensor& grad_loss) {
   Mse pass(model_output, noise, x_0, x_t, t, rows, reduction, true);
-  const Samples upstream = bind_upstream("grad_loss", grad_loss, pass.args.plan.batch, pass.args.rows.wide);
+  const Samples upstream = bind_samples("grad_loss", grad_loss, pass.args.plan.batch, pass.args.rows.wide);
   pass.args.upstream = upstream.data();
   run(kernels->mse, pass.args);
   return pass.grad;
@@ -100,7 +98,7 @@ Tensor mse_loss_backward(const Tensor& model_output, const MaybeTensor& noise, c
 void scale_grad_(const Tensor& grad, const Tensor& grad_loss) {
   ScaleArgs args;
   args.wide = grad_loss.scalar_type() == ScalarType::Double;
-  const Samples upstream = bind_upstream("grad_loss", grad_loss, grad.size(0), args.wide);
+  const Samples upstream = bind_samples("grad_loss", grad_loss, grad.size(0), args.wide);
   const auto is_one = [](double g) { return g == 1; };
   if (std::all_of(upstream.begin(), upstream.end(), is_one)) return;  // most losses are the last node: no thread need wake
   args.plan = bind({{"grad", &args.grad, &grad}});
@@ -160,7 +158,7 @@ struct Vlb {
   }
 
   Samples all(double g) const { return Samples(size_t(args.plan.batch), g); }
-  Samples upstream(const char* name, const Tensor& grad) const { return bind_upstream(name, grad, args.plan.batch, args.rows.wide); }
+  Samples upstream(const char* name, const Tensor& grad) const { return bind_samples(name, grad, args.plan.batch, args.rows.wide); }
 
   double vlb(int64_t b) const { return nats[size_t(b)] / (double(args.plan.numel) * kLn2); }
   double squared_error(int64_t b) const { return squares[size_t(b)] / double(args.plan.numel); }

@@ -96,18 +96,25 @@ struct VlbArgs {
   const double *vlb_scale = nullptr, *mse_scale = nullptr;  // [B]: what a gradient of the nats, of w times the squares / 2, is scaled by
 };
 
-struct ReverseArgs {
+constexpr int kHistory = 3;
+
+// What a step and its gradient read. variance: its channels, where it is learned.
+struct StepArgs {
   Plan plan;
-  View model_output, variance, x_t, x_prev, x_0;  // variance: its channels, where it is learned; x_0 is written where it is not null
-  Noise noise;
-  Rows rows;  // StepRow
+  View model_output, variance, uncond, x_t;
+  Noise noise;  // the backward reads it where the variance is learned
+  Rows rows;    // StepRow
+  const double *guidance = nullptr, *bound = nullptr;  // [B], in place of the row's; null for the row's
 };
 
-struct ReverseBackwardArgs {
-  Plan plan;
-  View grad_x_prev, grad_x_0, model_output, variance, x_t, grad_model_output, grad_variance, grad_x_t;
-  Noise noise;  // read where the variance is learned
-  Rows rows;
+struct ReverseArgs : StepArgs {
+  View history[kHistory];
+  View x_prev, x_0, kept;  // the last two are written where not null
+};
+
+struct ReverseBackwardArgs : StepArgs {
+  View grad_x_prev, grad_x_0, grad_kept;
+  View grad_model_output, grad_variance, grad_uncond, grad_uncond_variance, grad_x_t;
 };
 
 struct RandnArgs {

@@ -1,32 +1,62 @@
 // reverse: one update of any sampler, for the row of the sample's step
-// (Ho et al. 2020, algorithm 2, for DDPM's rows; Nichol & Dhariwal 2021, 3.1, for a learned variance v).
+// (Ho et al. 2020, algorithm 2, for DDPM's rows; Nichol & Dhariwal 2021, 3.1, for a learned variance v; Ho & Salimans 2022,
+// eq. 6, for the guidance with u, the output without the condition; h_j: what earlier steps kept).
 //
-//   x_0_hat = clamp(fma(p_o, out, p_x x), -bound, bound)
-//   x_prev  = fma(sigma', z, fma(k_o, out, fma(k_0, x_0_hat, k_x x))),  sigma' = sigma, or sigma e^(k_v v)
+//   out'    = fma(g, out - u, u), or out
+//   x_0_hat = clamp(fma(p_o, out', p_x x), -bound, bound)
+//   x_prev  = fma(sigma', z, fma(k_h3, h_3, fma(k_h2, h_2, fma(k_h1, h_1, fma(k_o, out', fma(k_0, x_0_hat, k_x x)))))),
+//             sigma' = sigma, or sigma e^(k_v v), and no term of an h or z whose factor is 0, whatever it holds
+//   kept    = fma(c_0, x_0_hat, c_x x)
 //
-// The backward finds again where the clamp let through (g the gradient of x_prev, h of x_0_hat; e = 0 where clamped):
+// A sample's own g takes the row's place; its own bound b makes clamp(x_0_hat, -b, b) / b: p_x / b, p_o / b and a bound of 1.
 //
-//   e = k_0 g + h;  grad_out = fma(p_o, e, k_o g);  grad_x = fma(p_x, e, k_x g);  grad_v = g sigma' z k_v
+// The backward finds again where the clamp let through (G, H, M the gradients of x_prev, x_0_hat, kept; e = 0 where clamped):
 //
-// Moves: reads x and out (and v), writes x_prev (and x_0_hat); backward reads x, out, g (and h, v), writes the gradients.
+//   e = fma(c_0, M, k_0 G + H);  grad_x = fma(p_x, e, fma(c_x, M, k_x G));  grad_v = G sigma' z k_v
+//   grad_out' = fma(p_o, e, k_o G), grad_out's without u;  grad_out = g grad_out';  grad_u = fma(-g, grad_out', grad_out')
+//
+// Moves: reads x and out (v, u, each h), writes x_prev (x_0_hat, kept); backward reads x, out, G (H, M, u, v), writes gradients.
 #pragma once
 #include "exponential.h"
 #include "chunk.h"
 
 namespace FASTDDPM_ISA {
 
+template <class T> StepRow<T> step_row(const StepArgs& args, const Chunk& chunk) {
+  StepRow<T> k = chunk.row<StepRow<T>>(args.rows);
+  if (args.guidance) k.g = T(args.guidance[chunk.sample]);
+  if (args.bound) {
+    const T inverse = 1 / T(args.bound[chunk.sample]);
+    k.p_x *= inverse, k.p_o *= inverse, k.bound = 1;
+  }
+  return k;
+}
+
+// out'. The buffer may be where out lies.
+template <class T> const T* guided(const StepArgs& args, const Chunk& chunk, T g, const T* out, Buffer<T>& buffer) {
+  Buffer<T> u_buffer;
+  const T* u = chunk.fetch(args.uncond, u_buffer);
+  if (!u) return out;
+  for (int64_t i = 0; i < chunk.count; ++i) buffer.values[i] = fused(g, out[i] - u[i], u[i]);
+  return buffer.values;
+}
+
 // sigma' z
 template <class T> inline void scale_noise(const T* z, const T* v, T sigma, T k_v, int64_t n, T* scaled) {
   for (int64_t i = 0; i < n; ++i) scaled[i] = sigma * exponential(k_v * v[i]).value * z[i];
 }
 
+template <class T> inline void add(T factor, const T* term, int64_t n, T* sum) {
+  for (int64_t i = 0; i < n; ++i) sum[i] = fused(factor, term[i], sum[i]);
+}
+
 template <class T> void reverse(const ReverseArgs& args, int64_t begin, int64_t end) {
-  Buffer<T> out_buffer, v_buffer, x_buffer, z_buffer, prev_buffer, x_0_buffer;
+  Buffer<T> out_buffer, v_buffer, x_buffer, h_buffer, z_buffer, prev_buffer, x_0_buffer, kept_buffer;
   for (int64_t number = begin; number < end; ++number) {
     const Chunk chunk(args.plan, number);
-    const auto k = chunk.row<StepRow<T>>(args.rows);
+    const auto k = step_row<T>(args, chunk);
     T sigma = k.sigma;
-    const T* out = chunk.fetch(args.model_output, out_buffer);
+    const T* out = guided(args, chunk, k.g, chunk.fetch(args.model_output, out_buffer), out_buffer);
     const T* x = chunk.fetch(args.x_t, x_buffer);
     const T* z = sigma != T(0) ? chunk.noise(args.noise, z_buffer) : nullptr;
     if (const T* v = z ? chunk.fetch(args.variance, v_buffer) : nullptr) {
@@ -34,45 +64,67 @@ template <class T> void reverse(const ReverseArgs& args, int64_t begin, int64_t 
       z = z_buffer.values, sigma = 1;
     }
     T* prev = chunk.target(args.x_prev, prev_buffer);
-    T* kept = chunk.target(args.x_0, x_0_buffer);
-    T* x_0 = kept ? kept : x_0_buffer.values;
+    T* returned = chunk.target(args.x_0, x_0_buffer);
+    T* x_0 = returned ? returned : x_0_buffer.values;
     for (int64_t i = 0; i < chunk.count; ++i) {
       const T v = fused(k.p_o, out[i], k.p_x * x[i]);
       const T low = v < -k.bound ? -k.bound : v;  // a NaN passes both
       x_0[i] = low > k.bound ? k.bound : low;
     }
-    if (z) {
+    if (z && !args.history[0].data) {
       for (int64_t i = 0; i < chunk.count; ++i)
         prev[i] = fused(sigma, z[i], fused(k.k_o, out[i], fused(k.k_0, x_0[i], k.k_x * x[i])));
     } else {
       for (int64_t i = 0; i < chunk.count; ++i) prev[i] = fused(k.k_o, out[i], fused(k.k_0, x_0[i], k.k_x * x[i]));
+      const T factors[kHistory] = {k.k_h1, k.k_h2, k.k_h3};
+      for (int j = 0; j < kHistory; ++j)
+        if (const T* h = factors[j] != T(0) ? chunk.fetch(args.history[j], h_buffer) : nullptr) add(factors[j], h, chunk.count, prev);
+      if (z) add(sigma, z, chunk.count, prev);
     }
     chunk.commit(args.x_prev, prev, prev_buffer);
-    if (kept) chunk.commit(args.x_0, kept, x_0_buffer);
+    if (returned) chunk.commit(args.x_0, returned, x_0_buffer);
+    if (T* kept = chunk.target(args.kept, kept_buffer)) {
+      for (int64_t i = 0; i < chunk.count; ++i) kept[i] = fused(k.c_0, x_0[i], k.c_x * x[i]);
+      chunk.commit(args.kept, kept, kept_buffer);
+    }
   }
 }
 
 template <class T> void reverse_backward(const ReverseBackwardArgs& args, int64_t begin, int64_t end) {
-  Buffer<T> g_buffer, h_buffer, out_buffer, x_buffer, v_buffer, z_buffer, grad_out_buffer, grad_x_buffer, grad_v_buffer;
+  Buffer<T> g_buffer, h_buffer, m_buffer, out_buffer, x_buffer, v_buffer, z_buffer;
+  Buffer<T> grad_out_buffer, grad_u_buffer, grad_x_buffer, grad_v_buffer;
   const Buffer<T> zeros{};
   for (int64_t number = begin; number < end; ++number) {
     const Chunk chunk(args.plan, number);
-    const auto k = chunk.row<StepRow<T>>(args.rows);
+    const auto k = step_row<T>(args, chunk);
     const T* g = chunk.fetch(args.grad_x_prev, g_buffer);
     const T* h = chunk.fetch(args.grad_x_0, h_buffer);
+    const T* m = chunk.fetch(args.grad_kept, m_buffer);
     if (!g) g = zeros.values;
     if (!h) h = zeros.values;
-    const T* out = chunk.fetch(args.model_output, out_buffer);
+    if (!m) m = zeros.values;
+    const T* out = guided(args, chunk, k.g, chunk.fetch(args.model_output, out_buffer), out_buffer);
     const T* x = chunk.fetch(args.x_t, x_buffer);
     T* grad_out = chunk.target(args.grad_model_output, grad_out_buffer);
     T* grad_x = chunk.target(args.grad_x_t, grad_x_buffer);
     for (int64_t i = 0; i < chunk.count; ++i) {
       const T v = fused(k.p_o, out[i], k.p_x * x[i]);
-      const T through = v < -k.bound || v > k.bound ? T(0) : k.k_0 * g[i] + h[i];
+      const T through = v < -k.bound || v > k.bound ? T(0) : fused(k.c_0, m[i], k.k_0 * g[i] + h[i]);
       grad_out[i] = fused(k.p_o, through, k.k_o * g[i]);
-      grad_x[i] = fused(k.p_x, through, k.k_x * g[i]);
+      grad_x[i] = fused(k.p_x, through, fused(k.c_x, m[i], k.k_x * g[i]));
     }
     chunk.commit(args.grad_x_t, grad_x, grad_x_buffer);
+    if (T* grad_u = chunk.target(args.grad_uncond, grad_u_buffer)) {
+      for (int64_t i = 0; i < chunk.count; ++i) {
+        grad_u[i] = fused(-k.g, grad_out[i], grad_out[i]);
+        grad_out[i] *= k.g;
+      }
+      chunk.commit(args.grad_uncond, grad_u, grad_u_buffer);
+    }
+    if (T* rest = chunk.target(args.grad_uncond_variance, v_buffer)) {
+      for (int64_t i = 0; i < chunk.count; ++i) rest[i] = 0;
+      chunk.commit(args.grad_uncond_variance, rest, v_buffer);
+    }
     if (T* grad_v = chunk.target(args.grad_variance, grad_v_buffer)) {
       const T* z = k.sigma != T(0) ? chunk.noise(args.noise, z_buffer) : nullptr;
       if (z) scale_noise(z, chunk.fetch(args.variance, v_buffer), k.sigma * k.k_v, k.k_v, chunk.count, z_buffer.values);

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <array>
 #include <atomic>
 #include <map>
 #include <optional>
@@ -99,24 +100,26 @@ Tensor fresh_like(const Tensor& x) {
   return empty(sizes, strides, x.dim(), raw_dtype(x));
 }
 
-// [0] of each dtype that results have, for those that nobody wants: making one anew is a good part of a small call. First
-// called at import, outside of inference mode, whose tensors are of no use elsewhere. Never freed: Python may be gone by then.
-const std::map<int32_t, Tensor>& unwanted() {
+// [0] of each dtype that results have, for those that nobody wants: making one anew is a good part of a small call. Two, since
+// no result of a call may be another. First called at import, outside of inference mode, whose tensors are of no use elsewhere.
+// Never freed: Python may be gone by then.
+using Unwanted = std::map<int32_t, std::array<Tensor, 2>>;
+const Unwanted& unwanted() {
   static const auto* made = [] {
-    auto* all = new std::map<int32_t, Tensor>;
+    auto* all = new Unwanted;
     const int64_t size = 0, stride = 1;
     for (const int32_t dtype : {aoti_torch_dtype_float32(), aoti_torch_dtype_bfloat16(), aoti_torch_dtype_float16(), aoti_torch_dtype_float64()})
-      all->emplace(dtype, empty(&size, &stride, 1, dtype));
+      all->emplace(dtype, std::array{empty(&size, &stride, 1, dtype), empty(&size, &stride, 1, dtype)});
     return all;
   }();
   return *made;
 }
 
-// Like x where it is wanted, else [0].
-Tensor fresh_like(const Tensor& x, bool wanted) {
+// Like x where it is wanted, else [0]: the first or the second of a call's.
+Tensor fresh_like(const Tensor& x, bool wanted, size_t which = 0) {
   if (wanted) return fresh_like(x);
   const auto found = unwanted().find(raw_dtype(x));
-  return found == unwanted().end() ? fresh(x, 0) : found->second;
+  return found == unwanted().end() ? fresh(x, 0) : found->second[which];
 }
 
 }  // namespace

@@ -191,7 +191,9 @@ FLAGS = {"enable_fp_fusion": False}
 """Compile options of every launch: no contraction of a mul and an add into an fma that the contract does not name."""
 
 
-VIEWS = ("t_ptr", "next_t_ptr", "rows_ptr", "upstream_ptr", "mse_upstream_ptr", "vlb_upstream_ptr")
+VIEWS = (
+    "t_ptr", "next_t_ptr", "rows_ptr", "upstream_ptr", "mse_upstream_ptr", "vlb_upstream_ptr", "guidance_ptr", "bound_ptr"
+)  # fmt: skip
 """Read a scalar at a time, and views of tables in a loop (`indices[t]`): a kernel specialised on their alignment to 16 bytes
 would be compiled again for every second of them. The data keep it, for their accesses by 16 bytes."""
 

@@ -10,6 +10,8 @@ SCHEDULE = NoiseSchedule.linear(1000)
 CPU = torch.device("cpu")
 ON_CPU = (CPU, torch.float32)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+NO_OPTIONS = (None, None, None)
+"""A reverse step's u, guidance and bound."""
 SIZES = ((3,), (3, 1), (2, 3), (3, 4), (2, 5), (3, 127), (2, 4097), (0, 5), (3, 0), (2, 3, 4, 5), (2, 2, 3, 4, 5))
 IMAGE = (3, 4, 5, 6)
 NOISES = ("key", "tensor", "none")
@@ -68,8 +70,9 @@ def calls():
         ("mse_loss", (*target, ops.NONE, True)),
         ("mse_loss_backward", (*target, ops.NONE, torch.ones(2))),
         ("reverse_step", (out, x.contiguous(), noise, t, rows, True)),
+        ("reverse_step", (both, x, noise, t, learned, False, both, torch.ones(2), torch.ones(2), [x, out], True)),
         ("reverse_step_backward", (x, None, out, x.contiguous(), None, t, rows)),
-        ("reverse_step_backward", (x, None, both, x.contiguous(), noise, t, learned)),
+        ("reverse_step_backward", (x, None, both, x.contiguous(), noise, t, learned, both, torch.ones(2), None, x)),
         ("vlb_loss", (*terms, ops.MEAN, False)),
         ("vlb_loss", (*terms, ops.NONE, True)),
         ("vlb_loss_backward", (*terms, ops.NONE, torch.ones(2))),
