@@ -82,6 +82,27 @@ def test_ddim_sample(schedule, prediction_type, clip, eta, dtype):
     close(reverse_step(out, x_t, timesteps_of(schedule), rows, noise)[0], f"{at}/clip{clip}/ddim_eta{eta}")
 
 
+# ---- the kernels ----
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_reverse_step_walks_every_sampler(name, prediction_type, dtype, tolerance):
+    if name == "plms" and prediction_type != "epsilon":
+        pytest.skip("epsilon only")
+    rows = SAMPLERS[name](SCHEDULE, prediction_type, steps=10)
+    first, noises = values(2, 3, 4, 4, dtype=dtype), values(20, 2, 3, 4, 4, seed=1, dtype=dtype)
+    x, history = first, [torch.full_like(first, torch.nan)] * 3
+    for n, i in enumerate(range(len(rows) - 1, -1, -1)):
+        noise = noises[n] if rows.adds_noise else None
+        out = model(x, rows.timesteps[i], 100)
+        x, x_0, kept = reverse_step(out, x, i, rows, noise, history=history[: rows.history], return_kept=True)
+        history = [kept if rows.keeps else x_0, *history[:2]]
+    exact = walked(rows, first.double(), noises)
+    assert float((x - exact).abs().max() / exact.abs().max()) <= tolerance
+
+
 # ---- samplers that are one ----
 
 
