@@ -316,6 +316,11 @@ REFUSED = {
         ValueError,
         r"original_inference_steps: expected 1 \.\. 10, got 50",
     ),
+    "levels of a list": (
+        lambda: samplers.euler(Levels([1], [1.0, 0.0])),
+        TypeError,
+        "timesteps: expected int64 or .*, got list",
+    ),
     "levels that rise": (
         lambda: samplers.euler(Levels(torch.arange(2), torch.tensor([1.0, 2.0, 0.0], dtype=torch.float64))),
         ValueError,

@@ -74,7 +74,9 @@ def _noise(sigmas: Tensor) -> Tensor:
 
 def check_levels(levels: Levels) -> None:
     timesteps, sigmas = levels
-    if sigmas.dtype != torch.float64 or sigmas.shape != (len(timesteps) + 1,):
+    if not isinstance(timesteps, Tensor) or timesteps.dim() != 1 or not len(timesteps):
+        raise TypeError(f"timesteps: expected int64 or float32 [S] of one step or more, got {describe(timesteps)}")
+    if not isinstance(sigmas, Tensor) or sigmas.dtype != torch.float64 or sigmas.shape != (len(timesteps) + 1,):
         raise ValueError(f"sigmas: expected float64 [{len(timesteps) + 1}] (one more than timesteps), got {describe(sigmas)}")
     falls = sigmas[1:] < sigmas[:-1]
     falls[-1] |= sigmas[-1] == sigmas[-2]  # a last step of no length: diffusers' PLMS
