@@ -82,6 +82,27 @@ def test_ddim_sample(schedule, prediction_type, clip, eta, dtype):
     close(reverse_step(out, x_t, timesteps_of(schedule), rows, noise)[0], f"{at}/clip{clip}/ddim_eta{eta}")
 
 
+# ---- the kernels ----
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_reverse_step_walks_every_sampler(name, prediction_type, dtype, tolerance):
+    if name == "plms" and prediction_type != "epsilon":
+        pytest.skip("epsilon only")
+    rows = SAMPLERS[name](SCHEDULE, prediction_type, steps=10)
+    first, noises = values(2, 3, 4, 4, dtype=dtype), values(20, 2, 3, 4, 4, seed=1, dtype=dtype)
+    x, history = first, [torch.full_like(first, torch.nan)] * 3
+    for n, i in enumerate(range(len(rows) - 1, -1, -1)):
+        noise = noises[n] if rows.adds_noise else None
+        out = model(x, rows.timesteps[i], 100)
+        x, x_0, kept = reverse_step(out, x, i, rows, noise, history=history[: rows.history], return_kept=True)
+        history = [kept if rows.keeps else x_0, *history[:2]]
+    exact = walked(rows, first.double(), noises)
+    assert float((x - exact).abs().max() / exact.abs().max()) <= tolerance
+
+
 # ---- samplers that are one ----
 
 
@@ -206,6 +227,15 @@ def test_all_timesteps_are_walked_where_none_are_named():
         assert len(rows) == expected and set(rows.timesteps.tolist()) == set(range(100)), name
 
 
+@pytest.mark.parametrize("total", [1, 2, 3])
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "lcm"])
+def test_a_short_schedule(name, total):
+    for spacing in ("trailing",) if name == "ddpm" else ("trailing", "karras"):
+        for steps in (None, 1, total):
+            columns = SAMPLERS[name](NoiseSchedule.linear(total, 0.3, 0.4), steps=steps, spacing=spacing).columns
+            assert all(column.isfinite().all() for column in columns._replace(bound=columns.sigma))
+
+
 def test_fractional_timesteps_only_where_there_are_some():
     assert samplers.euler(SCHEDULE, steps=10).timesteps.dtype == torch.int64  # 99 / 9 is 11
     assert samplers.euler(SCHEDULE, steps=9).timesteps.dtype == torch.float32
@@ -275,11 +305,21 @@ REFUSED = {
     "heun at zero SNR": (lambda: samplers.heun(ZERO_SNR, "sample"), ValueError, "schedule: .*above 0 for heun"),
     "karras at zero SNR": (lambda: samplers.euler(ZERO_SNR, "sample", spacing="karras"), ValueError, "spacing: .*got 'karras'"),
     "inversion of x_0": (lambda: samplers.ddim_inverse(SCHEDULE, "sample"), ValueError, "prediction_type: .*got 'sample'"),
+    "karras of a list": (
+        lambda: samplers.euler(SCHEDULE, steps=[9, 1], spacing="karras"),
+        TypeError,
+        "steps: expected an int for spacing 'karras', got list",
+    ),
     "lcm beyond": (lambda: samplers.lcm(SCHEDULE, steps=51), ValueError, r"steps: expected 1 \.\. 50 .*got 51"),
     "original steps": (
         lambda: samplers.lcm_timesteps(10, 4),
         ValueError,
         r"original_inference_steps: expected 1 \.\. 10, got 50",
+    ),
+    "levels of a list": (
+        lambda: samplers.euler(Levels([1], [1.0, 0.0])),
+        TypeError,
+        "timesteps: expected int64 or .*, got list",
     ),
     "levels that rise": (
         lambda: samplers.euler(Levels(torch.arange(2), torch.tensor([1.0, 2.0, 0.0], dtype=torch.float64))),

@@ -118,8 +118,8 @@ def test_a_long_loop(name, spacing, prediction, steps):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "spacing", "prediction", "steps"), cases(1000, (1, 2, 10, 50, 1000)))
 def test_a_loop_of_a_thousand(name, spacing, prediction, steps):
-    """In a thousand steps the roundings of x alone come to some 1e-6: 1e-5 is allowed. LMS follows its polynomial far beyond
-    its nodes in the last step of "karras" and magnifies all roundings, 2e-3 in theirs: three times theirs is."""
+    """In a thousand steps the roundings of x alone come to some 1e-6: 1e-5 is allowed. In the last step of "karras" LMS follows
+    its polynomial far beyond its nodes, which magnifies all roundings, 2e-3 in theirs: three times theirs is."""
     check(name, spacing, prediction, steps, 1000, factor=3 if name == "lms" else 2, at_least=1e-5)
 
 

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from helpers import same_bits, values
+from helpers import DTYPES, every_column, same_bits, values
 
 from fastddpm import GaussianDiffusion, NoiseSchedule, noise_key, randn, reverse_step, samplers
+from fastddpm.rows import StepRow
 from fastddpm.samplers import StepRows
 
 SCHEDULE = NoiseSchedule.linear(1000)
@@ -82,6 +83,80 @@ def test_timesteps_between_the_schedules_reach_the_device_as_they_are():
 def test_rows_that_can_not_be_are_refused(columns, error, message):
     with pytest.raises(error, match=message):
         StepRows(**{"timesteps": torch.arange(3), **columns})
+
+
+# ---- a step's options ----
+
+OPTIONS = {
+    "guided by the rows": {"uncond_output"},
+    "guided": {"uncond_output", "guidance"},
+    "guided, of its own bound, with history": {"uncond_output", "guidance", "bound", "history"},
+    "of its own bound": {"bound"},
+    "with history": {"history"},
+}
+
+
+def operands(variance_type, dtype):
+    channels = 6 if variance_type == "learned" else 3
+    each = {"guidance": torch.tensor([-1.0, 0.5, 1, 7.5]), "bound": torch.tensor([0.3, 1, 1.7, 4])}
+    out, u = values(8, channels, 5, 7, dtype=dtype).chunk(2)
+    x, z, *history = (values(4, 3, 5, 7, dtype=dtype, seed=n) for n in range(1, 6))
+    return out, x, z, {"uncond_output": u, "history": history, **each}
+
+
+def formula(k, out, x, z, uncond_output=None, guidance=None, bound=None, history=()):
+    """As it stands in `rows.StepRow`, in float64."""
+    (out, *v), x, z = out.double().split(3, 1), x.double(), z.double()
+    if uncond_output is not None:
+        u, g = uncond_output.double()[:, :3], k.g if guidance is None else guidance.double().view(-1, 1, 1, 1)
+        out = u + g * (out - u)
+    x_0 = k.p_x * x + k.p_o * out
+    b = k.bound if bound is None else bound.double().view(-1, 1, 1, 1)
+    x_0 = x_0.clamp(-b, b) / (1 if bound is None else b)
+    x_prev = k.k_x * x + k.k_0 * x_0 + k.k_o * out + k.sigma * (k.k_v * v[0].double() if v else x.new_zeros(())).exp() * z
+    x_prev = x_prev + sum(k_h * h.double() for k_h, h in zip((k.k_h1, k.k_h2, k.k_h3), history, strict=False))
+    return x_prev, x_0, k.c_x * x + k.c_0 * x_0
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("variance_type", ["fixed_small", "learned"])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_step_with_options_is_its_formula(options, variance_type, dtype):
+    zero = {} if "history" in OPTIONS[options] else {"k_h1": 0.0, "k_h2": 0.0, "k_h3": 0.0}
+    rows, i = every_column(1000, variance_type, **zero), torch.tensor([0, 300, 700, 999])
+    out, x, z, given = operands(variance_type, dtype)
+    given = {name: x for name, x in given.items() if name in OPTIONS[options]}
+    expected = formula(StepRow(*(c[i].view(-1, 1, 1, 1) for c in rows.columns)), out, x, z, **given)
+    tolerance = {"atol": {torch.bfloat16: 0.1, torch.float16: 0.01, torch.float32: 2e-5}.get(dtype, 1e-12), "rtol": 0}
+    for got, wanted in zip(reverse_step(out, x, i, rows, z, return_kept=True, **given), expected, strict=True):
+        assert got.dtype == dtype
+        torch.testing.assert_close(got.double(), wanted, **tolerance | {"rtol": tolerance["atol"]})
+
+
+def test_a_sample_of_a_step_with_options_is_itself_in_any_batch():
+    rows, (out, x, _, given) = every_column(), operands("fixed_small", torch.float32)
+    key, i = noise_key(1, 2, 4), torch.tensor([0, 300, 700, 999])
+    whole = reverse_step(out, x, i, rows, key, return_kept=True, **given)
+    for b in range(4):
+        one = {name: [h[b : b + 1] for h in x] if name == "history" else x[b : b + 1] for name, x in given.items()}
+        alone = reverse_step(out[b : b + 1], x[b : b + 1], i[b : b + 1], rows, key[b : b + 1], return_kept=True, **one)
+        assert all(same_bits(a, w[b : b + 1]) for a, w in zip(alone, whole, strict=True))
+
+
+def test_a_history_that_no_coefficient_reads_may_hold_anything():
+    first = torch.tensor([0.0, 1.0, 1.0])
+    rows, x = StepRows(torch.arange(3), k_x=1.0, k_h1=first, k_h2=first), values(*SHAPE)
+    history = [torch.full(SHAPE, torch.nan)] * 2
+    assert same_bits(reverse_step(x, x, 0, rows, history=history)[0], x)
+    assert reverse_step(x, x, 1, rows, history=history)[0].isnan().all()
+
+
+def test_one_number_for_guidance_is_that_of_every_sample():
+    rows, (out, x, _, given) = every_column(), operands("fixed_small", torch.bfloat16)
+    u, history = given["uncond_output"], given["history"]
+    steps = [reverse_step(out, x, 5, rows, "none", uncond_output=u, guidance=g, history=history)[0]
+             for g in (3, 3.0, torch.tensor(3.0), torch.full((4,), 3.0).double())]  # fmt: skip
+    assert all(same_bits(step, steps[0]) for step in steps)
 
 
 # ---- models ----

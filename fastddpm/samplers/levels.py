@@ -84,7 +84,9 @@ def check_start(start: object, steps: int) -> None:
 
 def check_levels(levels: Levels) -> None:
     timesteps, sigmas = levels
-    if sigmas.dtype != torch.float64 or sigmas.shape != (len(timesteps) + 1,):
+    if not isinstance(timesteps, Tensor) or timesteps.dim() != 1 or not len(timesteps):
+        raise TypeError(f"timesteps: expected int64 or float32 [S] of one step or more, got {describe(timesteps)}")
+    if not isinstance(sigmas, Tensor) or sigmas.dtype != torch.float64 or sigmas.shape != (len(timesteps) + 1,):
         raise ValueError(f"sigmas: expected float64 [{len(timesteps) + 1}] (one more than timesteps), got {describe(sigmas)}")
     falls = sigmas[1:] < sigmas[:-1]
     falls[-1] |= sigmas[-1] == sigmas[-2]  # a last step of no length: diffusers' PLMS
@@ -140,7 +142,7 @@ INNER: Mapping[str, Spacing] = {
     "trailing": _trailing,
     "linspace": _without_the_last(_linspace),
 }
-"""DPM-Solver's and UniPC's: of S + 1 timesteps all but 0, which is left to the final step."""
+"""DPM-Solver's and UniPC's: of S + 1 timesteps all but the last, which is left to the final step."""
 CONSISTENCY: Mapping[str, Spacing] = {"lcm": _lcm, **EVEN}
 
 
@@ -193,9 +195,8 @@ def levels_of(
     check_one_of("final_sigmas_type", final_sigmas_type, FINAL_SIGMAS)
     of_schedule = schedule.snr.rsqrt()
     if spacing == "karras":
-        check_one_of("spacing", spacing, (*spacings, "karras"))
-        count = len(spaced(len(schedule), steps, "trailing", 0, spacings, fractional))
-        sigmas = _karras(of_schedule, count)
+        count = None if steps is None else as_int("steps", steps, "an int for spacing 'karras'")
+        sigmas = _karras(of_schedule, len(spaced(len(schedule), count, "trailing", 0, spacings)))
         t = _timesteps_at(of_schedule, sigmas)
         t = t if fractional else t.round()
     else:
@@ -226,6 +227,7 @@ def _karras(of_schedule: Tensor, steps: int, rho: float = 7.0) -> Tensor:
 def _timesteps_at(of_schedule: Tensor, sigmas: Tensor) -> Tensor:
     """The fractional timesteps of sigmas, linear in log sigma (k-diffusion's sigma_to_t)."""
     table, wanted = of_schedule.log(), sigmas.log()
-    low = (torch.searchsorted(table, wanted, right=True) - 1).clamp(0, max(len(table) - 2, 0))
-    high = (low + 1).clamp(max=len(table) - 1)
-    return low + ((wanted - table[low]) / (table[high] - table[low])).clamp(0, 1).nan_to_num()
+    if len(table) == 1:
+        return torch.zeros_like(wanted)
+    low = (torch.searchsorted(table, wanted, right=True) - 1).clamp(0, len(table) - 2)
+    return low + ((wanted - table[low]) / (table[low + 1] - table[low])).clamp(0, 1)

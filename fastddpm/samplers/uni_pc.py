@@ -36,7 +36,7 @@ def _weights(sigmas: Tensor, order: int) -> tuple[Tensor, Tensor]:
     """Of the last of these steps, from level n: what is put for a first-order step's x_0_hat, over m_n, m_n-1, ..; and what the
     corrector adds to it, over m_n+1, m_n, m_n-1, .."""
     if order == 1:
-        return torch.ones(1, dtype=torch.float64), torch.tensor([0.5, -0.5], dtype=torch.float64)
+        return torch.ones_like(sigmas[:1]), torch.tensor([0.5, -0.5], dtype=torch.float64, device="cpu")
     lambdas = -sigmas[-order - 1 :].log().flip(0)
     h = lambdas[0] - lambdas[1]
     nodes = torch.cat(((lambdas[2:] - lambdas[1]) / h, torch.ones_like(h)[None]))
