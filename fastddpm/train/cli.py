@@ -80,7 +80,7 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="a folder of `fastddpm train`")
     parser.add_argument("-n", type=_positive, metavar="INT", help="how many images (64, or one for each of several seeds)")
     parser.add_argument("--sampler", type=_sampler, default="ddpm", metavar="NAME", help=f"one of {', '.join(DRAWS)} (ddpm)")
-    steps = "steps of the chain to walk (250 of ddpm, 50 of others, or all of a shorter chain)"
+    steps = "steps of the chain to walk (250 of ddpm, 50 of others, or what a shorter chain has)"
     parser.add_argument("--steps", type=_positive, metavar="INT", help=steps)
     spacing = "which ones: leading, trailing, linspace or karras, as docs/samplers.md says (the sampler's own)"
     parser.add_argument("--spacing", metavar="NAME", help=spacing)

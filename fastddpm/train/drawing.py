@@ -10,8 +10,8 @@ from ..samplers import SAMPLERS, StepRows
 from .config import TrainConfig, UsageError
 from .runs import Run
 
-STEPS = {"ddpm": 250}
-"""How many where none are asked for; others make do with 50."""
+DDPM_STEPS, STEPS = 250, 50
+"""How many, of ddpm and of others, where none are asked for."""
 OPTIONS = {"ddim": {"use_clipped_model_output": True}}
 """Without it DDIM falls apart where guidance and clipping meet: its eps_hat is then of another image than its x_0_hat."""
 
@@ -35,7 +35,7 @@ def draw(
         run: what was trained.
         count: how many. Image i depends on the seed and on i, not on how many are drawn.
         sampler: a name of `DRAWS`.
-        steps: of the chain to walk. None: 250 of ddpm, 50 of others, or all of a shorter chain.
+        steps: of the chain to walk. None: 250 of ddpm, 50 of others, or as many as a shorter chain has.
         seed: an int, or one seed an image, `[count]`: each image is then the first of its own seed.
         labels: `[count]`, of a class-conditional run. None: image i is of class i modulo their number.
         guidance: scale of classifier-free guidance; None for none.
@@ -56,7 +56,8 @@ def draw(
 
 def rows_of(config: TrainConfig, sampler: str, steps: int | None = None, spacing: str | None = None) -> StepRows:
     """The sampler's, for the run's network."""
-    steps = min(STEPS.get(sampler, 50), config.timesteps) if steps is None else steps
+    if steps is None:  # some spacings leave one out
+        steps = min(DDPM_STEPS, config.timesteps) if sampler == "ddpm" else max(1, min(STEPS, config.timesteps - 1))
     if not 1 <= steps <= config.timesteps:
         raise UsageError(f"steps: expected 1 .. {config.timesteps}, the run's timesteps, got {steps}")
     chain, walk = config.diffusion().schedule, {"steps": steps, "spacing": spacing}
