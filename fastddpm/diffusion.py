@@ -17,7 +17,7 @@ from .models import Model, call_model, device_of
 from .noise import noise_key, timesteps
 from .samplers import SAMPLERS, StepRows
 from .samplers.levels import check_start
-from .sampling import Inpainting, SamplingLoop, any_seed, check_seeds, edit_of, first_of, steering_of
+from .sampling import STEERING, Inpainting, SamplingLoop, Steering, any_seed, check_seeds, edit_of, first_of
 from .schedule import FIRST_VARIANCES, LEARNED_VARIANCE_TYPES, VARIANCE_TYPES, NoiseSchedule, check_schedule
 from .vlb import CDFS, hybrid_loss, prior_kl, vlb_loss
 
@@ -226,14 +226,16 @@ class GaussianDiffusion:
         check_float_dtype("dtype", dtype)
         check_seeds(seed, shape)
         loop = self._loop(
-            model, shape, device, dtype, sampler, steps, clip_denoised, clip_range, spacing, start, guidance_scale,
-            uncond_kwargs, stacked, guidance_rescale, thresholding, denoised_fn, cond_fn, **options,
+            model, shape, device, dtype, sampler, steps, clip_denoised, clip_range, spacing, start,
+            guidance_scale=guidance_scale, uncond_kwargs=uncond_kwargs, stacked=stacked, guidance_rescale=guidance_rescale,
+            thresholding=thresholding, denoised_fn=denoised_fn, cond_fn=cond_fn, **options,
         )  # fmt: skip
         key = partial(noise_key, any_seed() if seed is None else seed, 0, shape[0], first_sample, device=device)
         x = first_of(shape, dtype, key(stream="initial"), x_T, x_t, start)
-        known = None if inpaint is None else Inpainting(*inpaint, loop.rows, key(stream="inpainting"), x)
+        known = None if inpaint is None else Inpainting(*inpaint, loop, key(stream="inpainting"), x)
+        edit = edit_of(loop.rows, callback, known, takes_edits=sampler != "plms")
         trajectory = [x] if return_trajectory else None
-        x = loop(x, key(stream="reverse"), model_kwargs, progress, edit_of(loop.rows, callback, known), trajectory)
+        x = loop(x, key(stream="reverse"), model_kwargs, progress, edit, trajectory)
         return x if trajectory is None else torch.stack(trajectory)
 
     def _loop(
@@ -248,20 +250,14 @@ class GaussianDiffusion:
         clip_range: float = 1.0,
         spacing: str | None = None,
         start: int = 0,
-        guidance_scale: float | Tensor | None = None,
-        uncond_kwargs: Mapping[str, Any] | None = None,
-        stacked: bool = False,
-        guidance_rescale: float = 0.0,
-        thresholding: float | None = None,
-        denoised_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
-        cond_fn: Callable[..., Tensor] | None = None,
         **options: Any,
     ) -> SamplingLoop:
         """What `sample` walks, for arguments like its own."""
-        given = (guidance_scale, uncond_kwargs, stacked, guidance_rescale, thresholding, denoised_fn, cond_fn)
-        steering = steering_of(shape, device, *given, shifts_mean=sampler == "ddpm")
+        steering = Steering(**{name: options.pop(name) for name in STEERING if name in options})
+        clip_denoised = clip_denoised if steering.thresholding is None else True  # its own bound is in that one's place
         rows, first, number = self._rows(sampler, steps, start, clip_denoised, clip_range, spacing, options)
-        return SamplingLoop(rows, model, self.variance_type, steering, device, dtype, first, number)
+        shifts_mean = sampler == "ddpm"
+        return SamplingLoop(rows, model, self.variance_type, steering, shape[0], device, dtype, first, number, shifts_mean)
 
     @torch.no_grad()
     def bits_per_dim(
@@ -329,9 +325,7 @@ class GaussianDiffusion:
         """Kept, as the rows are: a second call uploads nothing, and a captured graph's tables live as long as this object."""
         if steps is None:
             return self.schedule
-        if type(steps) is not int:
-            return self.schedule.respace(steps)
-        return self._keep(("chain", self.schedule, steps), lambda: self.schedule.respace(steps))
+        return self._keep(("chain", self.schedule, _hashable(steps)), lambda: self.schedule.respace(steps))
 
     def _rows(
         self,
@@ -345,6 +339,8 @@ class GaussianDiffusion:
     ) -> tuple[StepRows, int, int]:
         """A sampler's rows, how many of the first are not to be walked, and the number of the first."""
         if isinstance(sampler, StepRows):
+            if options:
+                raise TypeError(f"{', '.join(options)}: expected no options beside StepRows, which have theirs in them")
             check_start(start, len(sampler))
             if start and sampler.history:
                 raise ValueError(f"start: expected 0 for StepRows that read earlier steps, got {start}")
@@ -383,5 +379,6 @@ def _snr(chain: NoiseSchedule) -> Tensor:
     return chain.snr
 
 
-def _hashable(steps: int | Sequence[int] | None) -> Any:
-    return steps if steps is None or isinstance(steps, int) else tuple(steps)
+def _hashable(steps: Any) -> Any:
+    steps = steps.tolist() if hasattr(steps, "tolist") else steps
+    return tuple(steps) if isinstance(steps, list) else steps
