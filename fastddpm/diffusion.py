@@ -232,7 +232,7 @@ class GaussianDiffusion:
         )  # fmt: skip
         key = partial(noise_key, any_seed() if seed is None else seed, 0, shape[0], first_sample, device=device)
         x = first_of(shape, dtype, key(stream="initial"), x_T, x_t, start)
-        known = None if inpaint is None else Inpainting(*inpaint, loop, key(stream="inpainting"), x)
+        known = None if inpaint is None else Inpainting(inpaint, loop, key(stream="inpainting"), x)
         edit = edit_of(loop.rows, callback, known, takes_edits=sampler != "plms")
         trajectory = [x] if return_trajectory else None
         x = loop(x, key(stream="reverse"), model_kwargs, progress, edit, trajectory)

@@ -6,7 +6,7 @@ earlier steps, and the network's outputs: never one of each step.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any
@@ -114,7 +114,10 @@ def _stacked(name: str, cond: Any, uncond: Any) -> Any:
 class Inpainting:
     """After each step, what is known of x_0, noised to the level that the step ends at, where the mask is 1."""
 
-    def __init__(self, known: Tensor, mask: Tensor, loop: "SamplingLoop", key: Tensor, x: Tensor):
+    def __init__(self, inpaint: tuple[Tensor, Tensor], loop: "SamplingLoop", key: Tensor, x: Tensor):
+        if not isinstance(inpaint, Sequence) or len(inpaint) != 2:
+            raise TypeError(f"inpaint: expected (known, mask), got {describe(inpaint)}")
+        known, mask = inpaint
         check_like("inpaint[0]", known, "the images", x)
         if not isinstance(mask, Tensor) or mask.device != x.device or not _broadcasts(mask.shape, x.shape):
             raise ValueError(
@@ -285,6 +288,8 @@ def edit_of(
     takes_edits: bool,
 ) -> Callable[[int, Tensor, Tensor], Tensor] | None:
     """What is done to a sample between two steps."""
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback: expected a callable, got {describe(callback)}")
     if inpaint is not None and not takes_edits:
         raise ValueError(f"inpaint: expected None, since {NO_EDITS}")
     if callback is None and inpaint is None:

@@ -1,5 +1,5 @@
-"""The loop of `GaussianDiffusion.sample` over every sampler, against plain loops over the same rows: its noise, where it begins,
-what is edited between its steps, and what it holds. What steers a step is in test_steering.py."""
+"""The loop of `GaussianDiffusion.sample` over every sampler, against plain loops over the same rows: its noise, where it
+begins, what is edited between its steps, and what it holds. What steers a step is in test_steering.py."""
 
 import weakref
 
