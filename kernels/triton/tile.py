@@ -177,6 +177,15 @@ def column(row, N: tl.constexpr):
     return tl.load(start + N, mask=exists, other=float("nan"))
 
 
+@triton.jit
+def upstream_of(upstream_ptr, sample, STRIDE: tl.constexpr, OTHERWISE: tl.constexpr):
+    """A loss's upstream gradient at this sample in float32, and what stands for one that is not given."""
+    upstream = OTHERWISE
+    if upstream_ptr is not None:
+        upstream = tl.load(upstream_ptr + sample * STRIDE).to(tl.float32)
+    return upstream
+
+
 # ---- on the host ----
 
 # Elements a thread, by the tensor's elements: more of them amortise a program's scalar work, fewer fill the processors.
@@ -299,13 +308,17 @@ def operand(x: Tensor | None, layout: torch.memory_format) -> Tensor | None:
     return x.contiguous() if x.dtype == torch.int64 else x.contiguous(memory_format=layout)
 
 
-def result(x: Tensor, layout: torch.memory_format) -> Tensor:
+def result(x: Tensor, layout: torch.memory_format, wanted: bool = True) -> Tensor | None:
     """Where a kernel writes what shall be like x: the result itself, but for a layout of x's that no launch walks."""
+    if not wanted:
+        return None
     return torch.empty_like(x) if x.is_contiguous(memory_format=layout) else torch.empty_like(x, memory_format=layout)
 
 
-def like(out: Tensor, x: Tensor, layout: torch.memory_format) -> Tensor:
-    """What a kernel wrote, with the strides of `torch.empty_like(x)`, which the op's fake promises."""
+def like(out: Tensor | None, x: Tensor, layout: torch.memory_format) -> Tensor:
+    """What a kernel wrote, with the strides of `torch.empty_like(x)`, which the op's fake promises; empty where None."""
+    if out is None:
+        return x.new_empty(0)
     return out if x.is_contiguous(memory_format=layout) else torch.empty_like(x).copy_(out)
 
 

@@ -67,6 +67,7 @@ def calls():
         ("mse_loss", (*target, ops.MEAN, False)),
         ("mse_loss", (*target, ops.NONE, True)),
         ("mse_loss_backward", (*target, ops.NONE, torch.ones(2))),
+        ("scale_grad_", (torch.ones_like(out), torch.tensor([1.0, 2.0]))),
         ("reverse_step", (out, x.contiguous(), noise, t, rows, True)),
         ("reverse_step_backward", (x, None, out, x.contiguous(), None, t, rows)),
         ("reverse_step_backward", (x, None, both, x.contiguous(), noise, t, learned)),
