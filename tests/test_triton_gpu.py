@@ -3,6 +3,8 @@
 Skipped without a GPU. `benchmarks/gpu.sh` runs it. Not yet run on a GPU.
 """
 
+import itertools
+
 import pytest
 import torch
 from helpers import LAYOUTS, assert_right, poisoned, same_bits, spread, ulp, values
@@ -51,6 +53,20 @@ def rows_q():
 
 def test_the_kernels_serve_the_gpu():
     assert _triton.serves("cuda") == "Triton"
+
+
+def test_a_gradient_of_any_upstream_by_the_engine():
+    """Made with the loss in float32 and bfloat16, and then scaled in place; made in the backward in float16."""
+    x_0, t, k = values(3, 3, 8, 8, seed=1), spread(3), key(3)
+    rows = coefficients.mse_rows(SCHEDULE, "v_prediction", None, *ON_CPU)
+    for dtype, layout, scale in itertools.product(DTYPES, ("contiguous", "channels_last"), (1.0, 3.0)):
+        out = LAYOUTS[layout](values(3, 3, 8, 8, dtype=dtype))
+        leaf = on_gpu(out).requires_grad_()
+        loss = fd.mse_loss(leaf, t.cuda(), SCHEDULE, k.cuda(), x_0.cuda(), prediction_type="v_prediction")
+        (scale * loss).backward()
+        wanted = reference.mse_loss_backward(out, k, x_0, None, t, rows, ops.MEAN, torch.tensor(scale))
+        error = (leaf.grad.cpu().double() - wanted.double()).abs()
+        assert bool((error <= ulp(wanted.double(), dtype)).all())
 
 
 # ---- the noise ----
