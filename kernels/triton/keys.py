@@ -14,8 +14,9 @@ import triton
 import triton.language as tl
 
 from ..reference.keys import STEP_MASK, TIMESTEP_STREAM
+from .launcher import launch
 from .philox import words
-from .tile import elements_of, launch, memory_format, plan, tile, tile_normals, write
+from .tile import elements_of, memory_format, plan, tile, tile_normals, write
 
 _STEP_MASK = tl.constexpr(STEP_MASK)
 _TIMESTEP_STREAM = tl.constexpr(TIMESTEP_STREAM << 28)

@@ -10,7 +10,8 @@ from torch import Tensor
 import triton
 import triton.language as tl
 
-from .tile import elements_of, launch
+from .launcher import launch
+from .tile import elements_of
 
 NONE, MEAN, SUM = 0, 1, 2
 _TILES = ((128, 1), (1024, 4), (4096, 8))  # a program's shares at most, its warps

@@ -11,7 +11,6 @@ a Philox call of its own and uses one normal of its four, which costs arithmetic
 elements matters, and channels_last is walked as CHANNELS = 0.
 """
 
-import contextlib
 import inspect
 from collections.abc import Callable
 from functools import lru_cache, wraps
@@ -25,6 +24,7 @@ import triton
 import triton.language as tl
 
 from .. import reference
+from .launcher import launch
 from .philox import cos_sin, four_normals, radius, words
 
 _MAX_CHANNELS = 64
@@ -187,10 +187,6 @@ _WARPS = (4, 2, 1)
 _PADDING = 1.125  # accept that many lanes for each element; beyond it try fewer warps
 _WIDE_PER_THREAD = 8  # a Philox call an element keeps four times the words
 
-FLAGS = {"enable_fp_fusion": False}
-"""Compile options of every launch: no contraction of a mul and an add into an fma that the contract does not name."""
-
-
 VIEWS = ("t_ptr", "next_t_ptr", "rows_ptr", "upstream_ptr", "mse_upstream_ptr", "vlb_upstream_ptr")
 """Read a scalar at a time, and views of tables in a loop (`indices[t]`): a kernel specialised on their alignment to 16 bytes
 would be compiled again for every second of them. The data keep it, for their accesses by 16 bytes."""
@@ -318,13 +314,6 @@ def per_sample(values: Tensor) -> tuple[Tensor, int]:
 
 def elements_of(x: Tensor) -> int:
     return prod(x.shape[1:])
-
-
-def launch(on: Tensor, kernel, grid: tuple[int], *arguments, **constants: int) -> None:
-    """A launch on a tensor's GPU, which is made the current one; free where it is already."""
-    elsewhere = on.device.type == "cuda" and on.device.index != torch.cuda.current_device()
-    with torch.cuda.device(on.device) if elsewhere else contextlib.nullcontext():
-        kernel[grid](*arguments, **constants, **FLAGS)
 
 
 def served(op: Callable) -> Callable:
