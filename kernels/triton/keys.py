@@ -90,7 +90,8 @@ def _over_samples(kernel, batch: int, first: Tensor, *arguments) -> None:
 def randn_(out: Tensor, key: Tensor) -> None:
     if out.numel() == 0:
         return
-    layout, channels = memory_format(out, out.shape[1] if out.dim() > 3 else 0)
+    layout = memory_format(out)
+    channels = 0 if layout is torch.contiguous_format else out.shape[1]
     target = out if out.is_contiguous(memory_format=layout) else torch.empty_like(out, memory_format=layout)
     grid, block, warps = plan(out.shape[0], elements_of(out), channels)
     arguments = (target, key.contiguous(), elements_of(out))
