@@ -2,6 +2,7 @@
 are the compiled kernels, which remember their launches."""
 
 import sys
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -170,12 +171,25 @@ def test_a_device_has_kernels_of_its_own(driver):
     assert [sent[4] for sent in Compiled.launched] == [7, 8, 7, 8]
 
 
-@pytest.mark.parametrize(
-    "knobs, name, value", [(knobs.runtime, "debug", True), (knobs.compilation, "instrumentation_mode", "x")]
-)
-def test_a_knob_of_the_compiler_s_has_kernels_of_its_own(knobs, name, value, driver, monkeypatch):
+def test_a_launch_is_made_on_its_tensor_s_gpu(driver, monkeypatch):
+    @contextmanager
+    def current(device):
+        before, driver.device = driver.device, device
+        yield
+        driver.device = before
+
+    monkeypatch.setattr(torch.cuda, "device", current)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: driver.device)
+    monkeypatch.setattr(torch.Tensor, "get_device", lambda x: 1)
+    driver.device = 0
+    assert send() is send() and driver.device == 0
+    assert [sent[4] for sent in Compiled.launched] == [8, 8]
+
+
+@pytest.mark.parametrize("knob, value", [("runtime.debug", True), ("compilation.instrumentation_mode", "x")])
+def test_a_knob_of_the_compiler_s_has_kernels_of_its_own(knob, value, driver, monkeypatch):
     first = send()
-    monkeypatch.setattr(knobs, name, value)
+    monkeypatch.setattr(f"triton.knobs.{knob}", value)
     assert send() is not first and len(Compiled.made) == 2
 
 

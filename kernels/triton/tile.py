@@ -276,7 +276,7 @@ def tiles_of(
 
 def is_learned(output: Tensor, x: Tensor) -> bool:
     """Whether a network's output has variance channels beside the mean's, which are x's."""
-    return output.dim() > 1 and output.shape[1] != x.shape[1]
+    return output.numel() != x.numel()
 
 
 def memory_format(x: Tensor) -> torch.memory_format:

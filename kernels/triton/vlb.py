@@ -254,11 +254,13 @@ def hybrid_loss(model_output, x_0, x_t, noise, t, rows, tanh_cdf, vlb_weight, re
     tiles.launch(hybrid_kernel, (loss, mse, vlb), (model_output, x_0, x_t, noise), t, rows, vlb_weight, **form)
     if loss is None:
         loss, mse, vlb = finish_hybrid(mse, vlb, batch, reduction, vlb_weight)
-    loss, grad = shaped(loss, reduction), model_output.new_empty(0)
+    else:
+        loss, mse, vlb = (shaped(x, reduction) for x in (loss, mse, vlb))
+    grad = model_output.new_empty(0)
     if with_grad:
         inputs = (model_output, x_0, x_t, noise, t, rows, tanh_cdf, vlb_weight, reduction)
         grad = hybrid_loss_backward(*inputs, torch.ones_like(loss), None, None)
-    return loss, shaped(mse, reduction), shaped(vlb, reduction), grad
+    return loss, mse, vlb, grad
 
 
 @served
