@@ -6,7 +6,7 @@ import torch
 pytest.importorskip("triton")
 
 from fastddpm.kernels import mse, reverse, tile, vlb
-from fastddpm.kernels.noising import noising_kernel
+from fastddpm.kernels.noising import noising_kernel, noising_uniform_kernel
 from fastddpm.kernels.reverse import reverse_kernel
 from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
@@ -49,7 +49,7 @@ def test_data_that_are_not_aligned_have_a_kernel_of_their_own(kernel):
 
 
 KERNELS = {n: k for module in (mse, reverse, vlb) for n, k in vars(module).items() if n.endswith("_kernel")}
-KERNELS["noising_kernel"] = noising_kernel  # fastddpm.kernels.noising is the op
+KERNELS |= {k.__name__: k for k in (noising_kernel, noising_uniform_kernel)}  # fastddpm.kernels.noising is the op
 
 
 @pytest.mark.parametrize("name", KERNELS)

@@ -42,16 +42,21 @@ def advance_kernel(key_ptr, steps, batch, BLOCK: tl.constexpr):
     tl.store(key_ptr + sample * 2 + 1, (subsequence & ~field) | (step << 32), mask=mask)
 
 
+@triton.jit
+def uniform_timestep(seed, subsequence, zero, num_timesteps):
+    """Of a key, or of a block of keys, with a zero of that shape."""
+    upper = ((subsequence >> 32) & _STEP_MASK) | _TIMESTEP_STREAM
+    w0, _, _, _ = words(zero, zero, seed, (upper << 32) | (subsequence & 0xFFFFFFFF))
+    return tl.umulhi(w0, num_timesteps.to(tl.uint32)).to(tl.int64)
+
+
 @triton.jit(do_not_specialize=["num_timesteps", "batch"])
 def timesteps_kernel(t_ptr, key_ptr, num_timesteps, batch, BLOCK: tl.constexpr):
     sample = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = sample < batch
     seed, subsequence = tl.load(key_ptr + sample * 2, mask=mask), tl.load(key_ptr + sample * 2 + 1, mask=mask)
-    upper = ((subsequence >> 32) & _STEP_MASK) | _TIMESTEP_STREAM
-    subsequence = (upper << 32) | (subsequence & 0xFFFFFFFF)
     zero = tl.zeros((BLOCK,), tl.uint32)
-    w0, _, _, _ = words(zero, zero, seed, subsequence)
-    tl.store(t_ptr + sample, tl.umulhi(w0, num_timesteps.to(tl.uint32)).to(tl.int64), mask=mask)
+    tl.store(t_ptr + sample, uniform_timestep(seed, subsequence, zero, num_timesteps), mask=mask)
 
 
 @triton.jit
