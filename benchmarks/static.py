@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import triton
 import triton.backends.nvidia
 from fastddpm.kernels.keys import advance_kernel, fill_key_kernel, randn_kernel, timesteps_kernel
+from fastddpm.kernels.launcher import FLAGS
 from fastddpm.kernels.mse import mse_kernel, scale_kernel
 from fastddpm.kernels.noising import noising_kernel
 from fastddpm.kernels.reduce import _TILES, finish_hybrid_kernel, finish_kernel, runs_kernel
 from fastddpm.kernels.reverse import _PER_THREAD, reverse_backward_kernel, reverse_kernel
-from fastddpm.kernels.tile import FLAGS, VIEWS, plan
+from fastddpm.kernels.tile import VIEWS, plan
 from fastddpm.kernels.vlb import _PER_THREAD as _PER_THREAD_OF_THE_BOUND
 from fastddpm.kernels.vlb import hybrid_kernel, terms_kernel, vlb_kernel
 from triton.backends.compiler import GPUTarget

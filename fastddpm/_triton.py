@@ -19,6 +19,7 @@ OPS = (
     "randn_",
     "timesteps",
     "noising",
+    "noising_uniform",
     "mse_loss",
     "mse_loss_backward",
     "scale_grad_",

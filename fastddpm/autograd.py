@@ -135,6 +135,13 @@ def noising(x: Tensor, noise: Tensor | None, t: Tensor, rows: Tensor) -> Tensor:
     return Noising.apply(x, noise, t, rows) if _wanted(x) else ops.noising(x, noise, t, rows)
 
 
+def noising_uniform(x: Tensor, key: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    if _plain() or _wanted(x):
+        t = ops.timesteps(key, rows.shape[0])
+        return noising(x, key, t, rows), t
+    return ops.noising_uniform(x, key, rows)
+
+
 def vlb_terms(*inputs) -> tuple[Tensor, Tensor]:
     return (reference if _plain() else ops).vlb_terms(*inputs)
 

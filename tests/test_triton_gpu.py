@@ -110,6 +110,8 @@ def test_ops_at_every_size(shape, kind):
     noise = {"key": key(shape[0]), "tensor": values(*shape, seed=5), "none": None}[kind]
     x, out, t = values(*shape), values(*shape, seed=1), spread(shape[0])
     same("noising", x, noise, t, rows_q())
+    if kind == "key":
+        same("noising_uniform", x, noise, rows_q())
     table = samplers.ddpm(SCHEDULE).on(*ON_CPU)
     same("reverse_step", out, x, noise, t, table, True)
     same("reverse_step_backward", x, out, out, x, None, t, table)
@@ -140,6 +142,7 @@ def test_ops_in_every_layout_and_dtype(layout, dtype):
     t, table = spread(3), samplers.ddpm(SCHEDULE).on(*ON_CPU)
     with poisoned():
         same("noising", x, key(3), t, rows_q())
+        same("noising_uniform", x, key(3), rows_q())
         same("reverse_step", out, x, key(3), t, table, True)
         same("reverse_step_backward", x, None, out, x, None, t, table)
         mse = coefficients.mse_rows(SCHEDULE, "epsilon", None, *ON_CPU)

@@ -17,7 +17,7 @@ from typing import Any
 import triton
 from fastddpm.kernels.keys import randn_kernel
 from fastddpm.kernels.mse import mse_kernel
-from fastddpm.kernels.noising import noising_kernel
+from fastddpm.kernels.noising import noising_kernel, noising_uniform_kernel
 from fastddpm.kernels.reverse import reverse_backward_kernel, reverse_kernel
 from fastddpm.kernels.vlb import hybrid_kernel, terms_kernel, vlb_kernel
 
@@ -45,6 +45,7 @@ def _variants() -> dict[str, Variant]:
         made |= main_variants(data) | {
             f"noising tensor {data}": Variant(noising_kernel, data, other),
             f"noising none {data}": Variant(noising_kernel, data, None),
+            f"noising_uniform {data}": Variant(noising_uniform_kernel, data),
             f"noising key {data} 3 channels last": Variant(noising_kernel, data, channels=3),
         }
         made |= loss_variants(mse_kernel, "mse", f"key, x_0 {data}", ("x_t_ptr",), data=data)

@@ -17,12 +17,13 @@ import triton.language as tl
 
 from .. import reference
 from .columns import MSE, MSE_P, MSE_Q, MSE_R, MSE_W
+from .launcher import launch
 from .reduce import count_of, finish
 from .tile import (
     VIEWS,
     column,
-    launch,
     like,
+    memory_format,
     per_sample,
     read,
     result,
@@ -95,9 +96,10 @@ def mse_loss_backward(model_output, noise, x_0, x_t, t, rows, reduction, grad_lo
 
 
 def scale_grad_(grad: Tensor, grad_loss: Tensor) -> None:
-    tiles = tiles_of(grad)
-    if grad.dtype == torch.float64 or not grad.numel() or not grad.is_contiguous(memory_format=tiles.layout):
+    layout = memory_format(grad)
+    if grad.dtype is torch.float64 or not grad.numel() or not grad.is_contiguous(memory_format=layout):
         return reference.scale_grad_(grad, grad_loss)
+    tiles = tiles_of(grad)
     upstream, stride = per_sample(grad_loss)
     constants = {"UPSTREAM_STRIDE": stride, "CHANNELS": 0, "BLOCK": tiles.plan.block, "num_warps": tiles.plan.num_warps}
     launch(grad, scale_kernel, tiles.plan.grid, grad, upstream, tiles.elements, **constants)

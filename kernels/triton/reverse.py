@@ -90,10 +90,10 @@ def reverse_backward_kernel(
 def reverse_step(model_output, x_t, noise, index, rows, return_x_0) -> tuple[Tensor, Tensor]:
     learned = is_learned(model_output, x_t)
     tiles = tiles_of(x_t, noise, learned=learned, most=_PER_THREAD[learned])
-    written = result(x_t, tiles.layout), result(x_t, tiles.layout) if return_x_0 else None
-    tiles.launch(reverse_kernel, written, (model_output, x_t, noise), index, rows, LEARNED=learned)
-    x_prev, x_0 = (x_t.new_empty(0) if x is None else like(x, x_t, tiles.layout) for x in written)
-    return x_prev, x_0
+    x_prev, x_0 = result(x_t, tiles.layout), result(x_t, tiles.layout) if return_x_0 else None
+    tiles.launch(reverse_kernel, (x_prev, x_0), (model_output, x_t, noise), index, rows, LEARNED=learned)
+    x_0 = x_t.new_empty(0) if x_0 is None else like(x_0, x_t, tiles.layout)
+    return like(x_prev, x_t, tiles.layout), x_0
 
 
 @served

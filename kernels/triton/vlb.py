@@ -223,7 +223,9 @@ def hybrid_loss(model_output, x_0, x_t, noise, t, rows, tanh_cdf, vlb_weight, re
     tiles.launch(hybrid_kernel, (loss, mse, vlb, grad), data, t, rows, *others, **_strides(0, 0, 0), **form)
     if loss is None:
         loss, mse, vlb = finish_hybrid(mse, vlb, batch, reduction, vlb_weight)
-    return *(shaped(x, reduction) for x in (loss, mse, vlb)), like(grad, model_output, tiles.layout)
+    else:
+        loss, mse, vlb = (shaped(x, reduction) for x in (loss, mse, vlb))
+    return loss, mse, vlb, like(grad, model_output, tiles.layout)
 
 
 @served

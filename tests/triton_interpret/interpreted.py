@@ -64,6 +64,7 @@ def calls():
         ("timesteps", (key(2), 1000)),
         ("randn_", (torch.empty_like(x), noise)),
         ("noising", (x, noise, t, rows_q())),
+        ("noising_uniform", (x, noise, rows_q())),
         ("mse_loss", (*target, ops.MEAN, False)),
         ("mse_loss", (*target, ops.NONE, True)),
         ("mse_loss_backward", (*target, ops.NONE, torch.ones(2))),
