@@ -26,7 +26,8 @@ class Loss(torch.autograd.Function):
     """Of one of the three families of ops NAME, NAME_backward. Saves its inputs; a backward makes the noise again.
 
     `with_grad`: the gradient of the (first) loss is made in the forward, and scaled in place in the backward. A second backward
-    through the same graph (retain_graph) finds it handed out and makes it again, mse's to the same bits.
+    through the same graph (retain_graph) finds it handed out and makes it again, mse's to the same bits (bfloat16's but
+    for a rounding).
     """
 
     @staticmethod

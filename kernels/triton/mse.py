@@ -58,13 +58,15 @@ def mse_kernel(
     """What is wanted of this program's share of its sample's loss, w / D sum d^2 over the tile, and the gradient."""
     sample, place = tile(elements, CHANNELS, BLOCK)
     _, row = row_of(sample, t_ptr, rows_ptr, num_rows, T_STRIDE, MSE)
-    w, upstream = column(row, MSE_W), upstream_of(upstream_ptr, sample, UPSTREAM_STRIDE, 1.0)
-    d = _difference(out_ptr, noise_ptr, x_0_ptr, x_t_ptr, row, elements, place, CHANNELS, BLOCK)
     if grad_ptr is not None:
-        write(grad_ptr, place, tl.div_rn(2.0 * w, count) * d * upstream)
+        upstream = upstream_of(upstream_ptr, sample, UPSTREAM_STRIDE, 1.0)
+        scale = tl.div_rn(2.0 * column(row, MSE_W), count)
+    d = _difference(out_ptr, noise_ptr, x_0_ptr, x_t_ptr, row, elements, place, CHANNELS, BLOCK)
     if loss_ptr is not None:
         total = tl.sum(tl.where(place[2], d * d, 0.0))
-        tl.store(loss_ptr + tl.program_id(0), w * tl.div_rn(total, elements * 1.0))
+        tl.store(loss_ptr + tl.program_id(0), column(row, MSE_W) * tl.div_rn(total, elements * 1.0))
+    if grad_ptr is not None:
+        write(grad_ptr, place, scale * d * upstream)
 
 
 @triton.jit(do_not_specialize_on_alignment=VIEWS)
