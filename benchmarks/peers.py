@@ -1,6 +1,8 @@
 """The ops by other libraries, where they are installed: as their own training scripts and pipelines call them."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,9 +11,9 @@ from .fused import gradient_of
 from .inputs import STEP, Batch
 
 try:
-    from diffusers import DDPMScheduler
+    from diffusers import DDPMPipeline, DDPMScheduler
 except ImportError:
-    DDPMScheduler = None
+    DDPMPipeline = DDPMScheduler = None
 try:
     from denoising_diffusion_pytorch import GaussianDiffusion
 except ImportError:
@@ -59,6 +61,25 @@ def _step(b: Batch):
         return result.prev_sample, result.pred_original_sample
 
     return call
+
+
+def pipeline(network: torch.nn.Module, shape: tuple[int, ...], steps: int) -> Callable[[], Any]:
+    """nothing -> images: their pipeline where the network is their U-Net, and its loop where it is not."""
+    if hasattr(network, "config"):
+        whole = DDPMPipeline(network, DDPMScheduler(1000))
+        whole.set_progress_bar_config(disable=True)
+        return lambda: whole(shape[0], num_inference_steps=steps, output_type="np")
+    ddpm, device = DDPMScheduler(1000), next(network.parameters()).device
+
+    @torch.no_grad()
+    def loop():
+        ddpm.set_timesteps(steps)
+        x = torch.randn(shape, device=device)
+        for t in ddpm.timesteps:
+            x = ddpm.step(network(x, t.to(device).expand(len(x))), t, x).prev_sample
+        return x
+
+    return loop
 
 
 def _mse(b: Batch):
