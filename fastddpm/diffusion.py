@@ -206,26 +206,28 @@ class GaussianDiffusion:
             dtype: the samples', and what the model is given.
             first_sample: the index of the batch's first image, so that images made in parts are those of the whole.
             x_T: what to begin with, of the shape, in place of noise.
-            start: how many of the first steps to leave out; x_t is then the sample at the level of the first that is walked.
-            x_t: with start: what to begin with, e.g. an image noised to that level.
+            start: how many of the noisiest steps to leave out: a sampler that reads earlier steps begins anew after them.
+            x_t: with start: what to begin with, at the level of the first step walked, e.g. an image noised to it.
             guidance_scale: classifier-free guidance (Ho & Salimans 2022): uncond + scale (cond - uncond), a number or `[B]`.
             uncond_kwargs: with guidance: what the model is given in place of those of model_kwargs, without the condition.
             stacked: with guidance: one call of the model on a batch of both, instead of two calls.
             guidance_rescale: how far to bring a guided output's deviation back to the conditional one's (Lin et al. 2023, 3.4).
             thresholding: Imagen's dynamic thresholding (Saharia et al. 2022, 2.3), in place of clip_denoised: the percentile
-                (0 < p <= 1) of abs(x_0_hat) that it is clamped to and divided by, where that is above 1.
+                (0 < p <= 1) of abs(x_0_hat) that it is clamped to and divided by, where that is above 1. (StepRows made without
+                clipping go on with the network's eps_hat.)
             denoised_fn: (x_0_hat, t `[B]`) -> x_0_hat, before it is clamped.
-            cond_fn: (x_t, t `[B]`, **model_kwargs) -> the gradient of log p(y | x_t) by x_t (Dhariwal & Nichol 2021: their
-                algorithm 1 for "ddpm", 2 for the rest).
+            cond_fn: (x_t, t `[B]`, **model_kwargs) -> the gradient of log p(y | x_t) by x_t, to be taken under
+                `torch.enable_grad` (Dhariwal & Nichol 2021: their algorithm 1 for "ddpm", whose last step is not moved, and 2
+                for the rest, before denoised_fn and the clamp).
             callback: (i, t, x, x_0_hat) after each step, i as `reverse_step` takes it, t what the model was given there; x may
-                be changed in place, or a tensor returned to go on with.
+                be changed in place, or a tensor returned to go on with. Of "plms" it may only read.
             inpaint: (known, mask): after each step the sample is `known`, noised to its level, where the mask is 1; between 0
-                and 1 a part of each.
-            return_trajectory: return every step's sample too.
+                and 1 a part of each. Not with "plms".
+            return_trajectory: return every step's sample too: the one result that grows with the steps.
             options: the sampler's own, e.g. eta of "ddim".
 
         Returns:
-            `shape`, of dtype; with return_trajectory `[1 + steps, *shape]`, x_T first and the images last.
+            `shape`, of dtype; with return_trajectory `[1 + steps, *shape]`, the first x and the images last.
 
         Raises:
             TypeError, ValueError: an argument of a wrong type or shape, an unknown name, or two that do not go together, named.

@@ -250,7 +250,7 @@ class SamplingLoop:
 
 
 def any_seed() -> int:
-    """Of torch's default generator."""
+    """Drawn from torch's default generator on the CPU, before the first step: the one value that the host reads."""
     return int(torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device="cpu"))
 
 

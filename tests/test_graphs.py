@@ -253,13 +253,15 @@ def test_a_graphed_samplers_images_are_samples(lane, whole, variance_type, steps
 @pytest.mark.parametrize("options", [{}, {"stacked": True}, {"stacked": True, "guidance_rescale": 0.5}], ids=str)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_graphed_samplers_images_are_every_samplers(lane, whole, options, name):
-    """Its history is in buffers, which a second call finds full of the first one's."""
+    """Its history is in buffers, which a second call finds full of the first one's; what guides it is read where it lies."""
     device = device_of(lane)
     diffusion, steps = GaussianDiffusion(NoiseSchedule.linear(50)), 6
-    options = {"guidance_scale": 2.5, "uncond_kwargs": {"label": torch.zeros(4, device=device)}, **options}
+    scale, label_0 = torch.ones(4, device=device), torch.zeros(4, device=device)
+    options = {"guidance_scale": scale, "uncond_kwargs": {"label": label_0}, **options}
     sampler = GraphedSampler(diffusion, half, SHAPE, name, steps, device=device, whole=whole, **options)
     for seed, label in ((0, 100.0), (3, 300.0)):
         kwargs = {"label": torch.full((4,), label, device=device)}
+        scale.fill_(2.5 + seed), label_0.fill_(-seed)
         same = {"seed": seed, "model_kwargs": kwargs, "device": device, "progress": False, **options}
         wanted = diffusion.sample(half, SHAPE, name, steps, **same)
         assert same_bits(sampler(seed, kwargs), wanted)
