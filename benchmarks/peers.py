@@ -15,9 +15,9 @@ from .fused import gradient_of
 from .inputs import ROW, STEP, STEPS, Batch
 
 try:
-    from diffusers import DDPMScheduler
+    from diffusers import DDPMPipeline, DDPMScheduler
 except ImportError:
-    DDPMScheduler = None
+    DDPMPipeline = DDPMScheduler = None
 try:
     from denoising_diffusion_pytorch import GaussianDiffusion
 except ImportError:
@@ -108,9 +108,18 @@ def _sampler(op: str):
     return made
 
 
-def sampling_loop(op: str, network: torch.nn.Module, shape: tuple[int, ...], steps: int) -> Callable[..., Tensor]:
-    """(x_T, drawn where it is not given) -> images: their pipelines' loop."""
-    theirs, device = scheduler_of(op), next(network.parameters()).device
+def pipeline(network: torch.nn.Module, shape: tuple[int, ...], steps: int) -> Callable[[], Any]:
+    """nothing -> images: their pipeline where the network is their U-Net, and its loop where it is not."""
+    if hasattr(network, "config"):
+        whole = DDPMPipeline(network, DDPMScheduler(1000))
+        whole.set_progress_bar_config(disable=True)
+        return lambda: whole(shape[0], num_inference_steps=steps, output_type="np")
+    return sampling_loop(DDPMScheduler(1000), network, shape, steps)
+
+
+def sampling_loop(theirs: Any, network: torch.nn.Module, shape: tuple[int, ...], steps: int) -> Callable[..., Tensor]:
+    """(x_T, drawn where it is not given) -> images: the loop of a pipeline with their scheduler."""
+    device = next(network.parameters()).device
 
     @torch.no_grad()
     def loop(x_t: Tensor | None = None) -> Tensor:

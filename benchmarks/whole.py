@@ -32,7 +32,7 @@ def calls(op: str, network: torch.nn.Module, shape: tuple[int, ...]) -> dict[str
     def ours(x_t: Tensor | None = None) -> Tensor:
         return diffusion.sample(network, shape, op, STEPS, seed=next(seeds), x_T=x_t, progress=False)
 
-    theirs = peers.sampling_loop(op, network, shape, STEPS)
+    theirs = peers.sampling_loop(peers.scheduler_of(op), network, shape, STEPS)
     x_t = torch.randn(shape, device=machine.DEVICE)
     torch.testing.assert_close(ours(x_t), theirs(x_t), rtol=1e-4, atol=1e-4)
     return {FUSED: ours, "diffusers": theirs}

@@ -11,10 +11,10 @@ from tqdm.auto import tqdm
 from .bits_per_dim import Walk, keys_of, parts_of, share_of
 from .checks import as_shape, check_data, check_float_dtype, check_key, check_noise, check_one_of, describe
 from .coefficients import vlb_rows
-from .functional import arithmetic, check_reduction, mse_loss, q_sample
+from .functional import arithmetic, check_reduction, mse_loss, q_sample, q_sample_uniform
 from .importance import LossSecondMoment
 from .models import Model, call_model, device_of
-from .noise import noise_key, timesteps
+from .noise import noise_key
 from .samplers import SAMPLERS, StepRows
 from .samplers.levels import check_start
 from .sampling import Inpainting, SamplingLoop, any_seed, check_seeds, edit_of, first_of, steering_of
@@ -111,13 +111,15 @@ class GaussianDiffusion:
         check_reduction(reduction)
         self._check_trains_variance()
         if t_sampler is None:
-            return self._loss_at(timesteps(key, len(self.schedule)), model, x_0, key, model_kwargs, reduction)
+            x_t, t = q_sample_uniform(x_0, self.schedule, key)
+            return self._loss_at(x_t, t, model, x_0, key, model_kwargs, reduction)
         if not isinstance(t_sampler, LossSecondMoment):
             raise TypeError(f"t_sampler: expected a LossSecondMoment or None, got {describe(t_sampler)}")
         if t_sampler.num_timesteps != len(self.schedule):
             raise ValueError(f"t_sampler: expected one of {len(self.schedule)} timesteps, got {t_sampler.num_timesteps}")
         t, weights = t_sampler.sample(key)
-        losses = self._loss_at(t, model, x_0, key, model_kwargs, "none")
+        x_t = q_sample(x_0, t, self.schedule, key)
+        losses = self._loss_at(x_t, t, model, x_0, key, model_kwargs, "none")
         t_sampler.update(t, losses.detach())
         losses = weights * losses
         return losses if reduction == "none" else getattr(losses, reduction)()
@@ -130,9 +132,15 @@ class GaussianDiffusion:
             )
 
     def _loss_at(
-        self, t: Tensor, model: Model, x_0: Tensor, key: Tensor, model_kwargs: Mapping[str, Any] | None, reduction: str
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        model: Model,
+        x_0: Tensor,
+        key: Tensor,
+        model_kwargs: Mapping[str, Any] | None,
+        reduction: str,
     ) -> Tensor:
-        x_t = q_sample(x_0, t, self.schedule, key)
         output = call_model(model, x_t, self._model_t(t), model_kwargs, self.variance_type)
         return self.loss_of(output, x_0, x_t, t, key, reduction)
 
