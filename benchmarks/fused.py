@@ -5,7 +5,8 @@ import torch
 import fastddpm as fd
 from fastddpm.coefficients import vlb_rows
 
-from .inputs import STEP, Batch
+from . import solvers
+from .inputs import GUIDANCE, ROW, STEP, Batch
 
 BOUND = {"variance_type": "learned_range", "cdf": "tanh"}
 """tanh, so that the result is that of the eager formula, which every peer has."""
@@ -49,6 +50,23 @@ def chain(b: Batch):
 def reverse(b: Batch):
     rows, output = fd.samplers.ddpm(b.schedule), b.output.detach()
     return lambda: fd.reverse_step(output, b.x_0, STEP, rows, b.key)
+
+
+def guided(b: Batch):
+    rows, output, scale = fd.samplers.ddpm(b.schedule), b.output.detach(), torch.full((), GUIDANCE, device=b.device)
+    return lambda: fd.reverse_step(output, b.x_0, STEP, rows, b.key, uncond_output=b.uncond_output, guidance=scale)
+
+
+def _sampler(op: str):
+    def made(b: Batch):
+        rows, output = solvers.rows_of(b, op), b.output.detach()
+        history = b.earlier[: rows.history]
+        return lambda: fd.reverse_step(output, b.x_0, ROW, rows, history=history)
+
+    return made
+
+
+ddim, euler, dpmpp_2m, unipc = map(_sampler, solvers.FORMULAS)
 
 
 def hybrid(b: Batch):
