@@ -193,7 +193,8 @@ class GaussianDiffusion:
         Args:
             model: see the class; put it in eval mode first.
             shape: `(B, ...)` of the images.
-            sampler: a name of `samplers.SAMPLERS`, or a `StepRows` (then steps to spacing are the rows', and not read).
+            sampler: a name of `samplers.SAMPLERS`, or a `StepRows` (then steps to spacing are the rows', and not read, and
+                the model's output is what they say).
             steps: how many steps of the chain to walk, or a list of timesteps that falls; None for all.
             seed: an int, or an integer tensor `[B]` of one seed an image: an image's noise then does not depend on its batch.
                 None draws one of torch's default generator.
@@ -267,7 +268,7 @@ class GaussianDiffusion:
         clip_denoised = clip_denoised if steering.thresholding is None else True  # its own bound is in that one's place
         rows, first, number = self._rows(sampler, steps, start, clip_denoised, clip_range, spacing, options)
         shifts_mean = sampler == "ddpm"
-        return SamplingLoop(rows, model, self.variance_type, steering, shape[0], device, dtype, first, number, shifts_mean)
+        return SamplingLoop(rows, model, steering, shape[0], device, dtype, first, number, shifts_mean)
 
     @torch.no_grad()
     def bits_per_dim(

@@ -140,7 +140,7 @@ class SamplingLoop:
 
     Args:
         rows: the sampler.
-        model, variance_type: the network, and what its output holds.
+        model: the network.
         steering: what is done to its outputs.
         batch, device, dtype: how many samples, where, and theirs.
         first: how many of the first rows are left out.
@@ -152,7 +152,6 @@ class SamplingLoop:
         self,
         rows: StepRows,
         model: Model,
-        variance_type: str,
         steering: Steering,
         batch: int,
         device: torch.device,
@@ -161,13 +160,13 @@ class SamplingLoop:
         number: int = 0,
         shifts_mean: bool = False,
     ):
-        self.rows, self.model, self.variance_type, self.steering = rows, model, variance_type, steering
+        self.rows, self.model, self.steering = rows, model, steering
         self.first, self.number, self.shifts_mean = first, number, shifts_mean
         self.where = (device, torch.float64 if dtype is torch.float64 else torch.float32)
         self.table, self.scale = rows.on(*self.where), steering.scale(batch, *self.where)
 
     def outputs(self, model_kwargs: Mapping[str, Any] | None) -> Outputs:
-        return Outputs(self.model, self.variance_type, model_kwargs, self.steering)
+        return Outputs(self.model, self.rows.variance_type, model_kwargs, self.steering)
 
     def keys(self, key: Tensor) -> tuple[Tensor, ...]:
         """By row, the key at the row's step."""

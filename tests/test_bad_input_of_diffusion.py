@@ -116,6 +116,11 @@ SAMPLE_CASES = {
     "an option unknown to ddim": ({"sampler": "ddim", "etta": 1.0}, TypeError, "argument 'etta'"),
     "an option unknown to ddpm": ({"etta": 1.0}, TypeError, "argument 'etta'"),
     "an option beside rows": ({"sampler": ROWS, "eta": 1.0}, TypeError, "eta: expected no options beside StepRows"),
+    "rows of another variance": (
+        {"sampler": samplers.ddpm(SCHEDULE, variance_type="learned_range")},
+        ValueError,
+        r"model: expected \[B, 2C, \.\.\.\] = \[2, 6\] for variance_type 'learned_range'",
+    ),
     "guidance without its other": (
         {"guidance_scale": 2.0},
         ValueError,
