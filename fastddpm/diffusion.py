@@ -211,7 +211,8 @@ class GaussianDiffusion:
             x_t: with start: what to begin with, at the level of the first step walked, e.g. an image noised to it.
             guidance_scale: classifier-free guidance (Ho & Salimans 2022): uncond + scale (cond - uncond), a number or `[B]`.
             uncond_kwargs: with guidance: what the model is given in place of those of model_kwargs, without the condition.
-            stacked: with guidance: one call of the model on a batch of both, instead of two calls.
+            stacked: with guidance: one call of the model on a batch of both, instead of two calls; all its tensors but scalars
+                are stacked along their first dimension.
             guidance_rescale: how far to bring a guided output's deviation back to the conditional one's (Lin et al. 2023, 3.4).
             thresholding: Imagen's dynamic thresholding (Saharia et al. 2022, 2.3), in place of clip_denoised: the percentile
                 (0 < p <= 1) of abs(x_0_hat) that it is clamped to and divided by, where that is above 1. (StepRows made without
