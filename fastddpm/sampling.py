@@ -207,42 +207,46 @@ class SamplingLoop:
         self, outputs: Outputs, x: Tensor, t: Tensor, index: Tensor, noise: Tensor | None, history: History, return_x_0: bool
     ) -> tuple[Tensor, Tensor, History]:
         """(x_prev, x_0_hat where it is wanted, the next step's history)"""
-        rows, steering = self.rows, self.steering
-        output, uncond = outputs(x, t.clone() if steering.composes else t)
+        rows, steers = self.rows, self.steering.composes
         wanted = return_x_0 or (rows.history > 0 and not rows.keeps)
-        if steering.composes:
-            made = self._steered(outputs, output, uncond, x, t, index, noise, wanted, history)
-        else:
-            given = (uncond, self.scale, None, history, rows.keeps)
-            made = ops.reverse_step(output, x, noise, index, self.table, wanted, *given)
-        x_prev, x_0, kept = made
+        output, uncond = outputs(x, t.clone() if steers else t)
+        scale, table, bound, shift = self.scale, self.table, None, None
+        if steers:
+            output, table, bound, shift = self._steered(output, uncond, x, t, index, outputs.kwargs)
+            uncond = scale = None
+        given = (wanted, uncond, scale, bound, history, rows.keeps)
+        x_prev, x_0, kept = ops.reverse_step(output, x, noise, index, table, *given)
+        if shift is not None:
+            x_prev = ops.noising(x_prev, shift, index, rows.table(_to_mean, *self.where))
         return x_prev, x_0, [kept if rows.keeps else x_0, *history[:-1]] if history else history
 
-    def _steered(self, outputs, output, uncond, x, t, index, noise, wanted, history) -> tuple[Tensor, Tensor, Tensor]:
-        steering, rows = self.steering, self.rows
+    def _steered(
+        self, output: Tensor, uncond: Tensor | None, x: Tensor, t: Tensor, index: Tensor, kwargs: Mapping[str, Any]
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """(the output to step with, the table that reads it, x_0_hat's own bound, what moves the mean by sigma^2 of it)"""
+        steering, rows, where = self.steering, self.rows, self.where
+        table, bound, shift = self.table, None, None
         mean, *v = (output,) if output.shape == x.shape else output.split(x.shape[1], 1)
         if uncond is not None and self.scale is not None:
             mean = guided(mean, uncond[:, : x.shape[1]] if v else uncond, self.scale, steering.guidance_rescale)
         if steering.cond_fn is not None:
-            by_x = steering.cond_fn(x, t, **outputs.kwargs)
+            by_x = steering.cond_fn(x, t, **kwargs)
             check_like("cond_fn's gradient", by_x, "x_t", x)
             if not self.shifts_mean:
-                mean = ops.noising(mean, by_x, index, rows.table(_to_score, *self.where))
-        bound, table = None, self.table
+                mean = ops.noising(mean, by_x, index, rows.table(_to_score, *where))
+            elif v:  # an index of no dimension is read by the host
+                shift = by_x * (2 * rows.table(_exponent, *where).index_select(0, index.view(1)) * v[0]).exp()
+            else:
+                shift = by_x
         if steering.denoised_fn is not None or steering.thresholding is not None:
-            x_0 = ops.noising(x, mean, index, rows.table(_to_x_0, *self.where))
+            x_0 = ops.noising(x, mean, index, rows.table(_to_x_0, *where))
             if steering.denoised_fn is not None:
                 x_0 = mean = steering.denoised_fn(x_0, t)
                 check_like("denoised_fn's x_0_hat", x_0, "x_t", x)
-                table = rows.of_x_0.on(*self.where)
-            bound = None if steering.thresholding is None else dynamic_bound(x_0, steering.thresholding)
-        output = torch.cat((mean, *v), 1) if v else mean
-        made = ops.reverse_step(output, x, noise, index, table, wanted, None, None, bound, history, rows.keeps)
-        if steering.cond_fn is None or not self.shifts_mean:
-            return made
-        if v:  # an index of no dimension is read by the host
-            by_x = by_x * (2 * rows.table(_exponent, *self.where).index_select(0, index.view(1)) * v[0]).exp()
-        return ops.noising(made[0], by_x, index, rows.table(_to_mean, *self.where)), *made[1:]
+                table = rows.of_x_0.on(*where)
+            if steering.thresholding is not None:
+                bound = dynamic_bound(x_0, steering.thresholding)
+        return torch.cat((mean, *v), 1) if v else mean, table, bound, shift
 
 
 # ---- what a loop is asked for, checked ----
