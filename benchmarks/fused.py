@@ -53,17 +53,20 @@ def reverse(b: Batch):
 
 
 def guided(b: Batch):
-    rows, output, scale = fd.samplers.ddpm(b.schedule), b.output.detach(), torch.full((), GUIDANCE, device=b.device)
-    return lambda: fd.reverse_step(output, b.x_0, STEP, rows, b.key, uncond_output=b.uncond_output, guidance=scale)
+    scale = torch.full((), GUIDANCE, device=b.device)
+    return _in_a_loop(b, fd.samplers.ddpm(b.schedule), STEP, b.key, b.uncond_output, scale)
+
+
+def _in_a_loop(b: Batch, rows: fd.samplers.StepRows, row: int, *given):
+    """A step of `GaussianDiffusion.sample`: the op that it calls."""
+    output, i, table = b.output.detach(), rows.indices_on(b.device)[row], rows.on(b.device, torch.float32)
+    noise, uncond, scale = given or (None, None, None)
+    history = b.earlier[: rows.history]
+    return lambda: fd.ops.reverse_step(output, b.x_0, noise, i, table, True, uncond, scale, None, history, False)[:2]
 
 
 def _sampler(op: str):
-    def made(b: Batch):
-        rows, output = solvers.rows_of(b, op), b.output.detach()
-        history = b.earlier[: rows.history]
-        return lambda: fd.reverse_step(output, b.x_0, ROW, rows, history=history)
-
-    return made
+    return lambda b: _in_a_loop(b, solvers.rows_of(b, op), ROW)
 
 
 ddim, euler, dpmpp_2m, unipc = map(_sampler, solvers.FORMULAS)

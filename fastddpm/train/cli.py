@@ -80,8 +80,10 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="a folder of `fastddpm train`")
     parser.add_argument("-n", type=_positive, metavar="INT", help="how many images (64, or one for each of several seeds)")
     parser.add_argument("--sampler", type=_sampler, default="ddpm", metavar="NAME", help=f"one of {', '.join(DRAWS)} (ddpm)")
-    steps = "steps of the chain to walk (250 of ddpm, 50 of others, or all of a shorter chain)"
+    steps = "steps of the chain to walk (250 of ddpm, 50 of others, or what a shorter chain has)"
     parser.add_argument("--steps", type=_positive, metavar="INT", help=steps)
+    spacing = "which ones: leading, trailing, linspace or karras, as docs/samplers.md says (the sampler's own)"
+    parser.add_argument("--spacing", metavar="NAME", help=spacing)
     seed = "of the noise (0); of several each makes one image, the first of its own"
     parser.add_argument("--seed", type=_list_of(int), default=[0], metavar="INT,..", help=seed)
     _add_conditions(parser)
@@ -97,7 +99,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_compare)
     parser.add_argument("run", type=Path, metavar="RUN", help="a folder of `fastddpm train`")
     parser.add_argument("-n", type=_positive, default=4, metavar="INT", help="how many images (4)")
-    samplers = f"which, of {', '.join(DRAWS)} (all that the run's prediction allows)"
+    samplers = f"which, of {', '.join(DRAWS)} (all that can walk these steps)"
     parser.add_argument("--sampler", type=_list_of(_sampler), metavar="NAME,..", help=samplers)
     parser.add_argument("--steps", type=_list_of(_positive), default=[10, 20, 50], metavar="INT,..", help="how many (10,20,50)")
     parser.add_argument("--seed", type=int, default=0, metavar="INT", help="of the noise (0)")
@@ -208,7 +210,7 @@ def _sample(options: argparse.Namespace) -> int:
     out = _checked("--out", options.out or options.run / "samples.png", ".png")
     film = options.gif and Film(_checked("--gif", options.gif, ".gif"))
     given = (options.sampler, options.steps, seed, labels_of(run, options.label, count), options.guidance)
-    save_grid(draw(run, count, *given, trainer.pick_device(), callback=film), out)
+    save_grid(draw(run, count, *given, trainer.pick_device(), spacing=options.spacing, callback=film), out)
     print(f"{count} images are in {out}")
     if film:
         film.save()
@@ -218,17 +220,20 @@ def _sample(options: argparse.Namespace) -> int:
 
 def _compare(options: argparse.Namespace) -> int:
     from . import trainer
-    from .comparison import compare, format_comparison, save_comparison
+    from .comparison import able, compare, format_comparison, save_comparison
     from .drawing import labels_of
     from .runs import load_run
 
     run = load_run(options.run)
     out = _checked("--out", options.out or options.run / "compare.png", ".png")
-    samplers = options.sampler or [name for name in DRAWS if name != "plms" or run.config.prediction == "epsilon"]
+    samplers = options.sampler or able(run.config, options.steps) or DRAWS  # of which the first says what is wrong
     given = (options.steps, options.n, options.seed, labels_of(run, options.label, options.n), options.guidance)
     reference, drawn = compare(run, samplers, *given, trainer.pick_device())
     save_comparison(reference, drawn, out)
     print(format_comparison(drawn, f"{options.n} images; distance: rms, from DDIM's of all {run.config.timesteps} steps"))
+    left_out = [name for name in DRAWS if name not in samplers]
+    if left_out and not options.sampler:
+        print(f"Left out, since they can't walk these steps of this run: {', '.join(left_out)}")
     print(f"\nThe images are in {out}")
     return 0
 

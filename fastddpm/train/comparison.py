@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .config import DRAWS, TrainConfig, UsageError
 from .drawing import draw, rows_of
 from .pictures import save_rows
 from .runs import Run
@@ -25,6 +26,19 @@ class Drawn(NamedTuple):
     distance: float
     """The root of the mean squared difference from the reference, of data in [-1, 1]."""
     adds_noise: bool
+
+
+def able(config: TrainConfig, steps: Sequence[int]) -> list[str]:
+    """The samplers that can walk a run's chain in each of these numbers of steps."""
+    return [name for name in DRAWS if all(_can(config, name, n) for n in steps)]
+
+
+def _can(config: TrainConfig, sampler: str, steps: int) -> bool:
+    try:
+        rows_of(config, sampler, steps)
+    except UsageError:
+        return False
+    return True
 
 
 def compare(

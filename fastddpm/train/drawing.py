@@ -10,8 +10,10 @@ from ..samplers import SAMPLERS, StepRows
 from .config import TrainConfig, UsageError
 from .runs import Run
 
-STEPS = {"ddpm": 250}
-"""How many where none are asked for; others make do with 50."""
+DDPM_STEPS, STEPS = 250, 50
+"""How many, of ddpm and of others, where none are asked for."""
+OPTIONS = {"ddim": {"use_clipped_model_output": True}}
+"""Without it DDIM falls apart where guidance and clipping meet: its eps_hat is then of another image than its x_0_hat."""
 
 
 def draw(
@@ -24,6 +26,7 @@ def draw(
     guidance: float | None = None,
     device: torch.device | str = "cpu",
     progress: bool = True,
+    spacing: str | None = None,
     callback: Callable[[int, Any, Tensor, Tensor], None] | None = None,
 ) -> Tensor:
     """Images `[count, C, H, W]` in [-1, 1], clamped at every step.
@@ -32,34 +35,36 @@ def draw(
         run: what was trained.
         count: how many. Image i depends on the seed and on i, not on how many are drawn.
         sampler: a name of `DRAWS`.
-        steps: of the chain to walk. None: 250 of ddpm, 50 of others, or all of a shorter chain.
+        steps: of the chain to walk. None: 250 of ddpm, 50 of others, or as many as a shorter chain has.
         seed: an int, or one seed an image, `[count]`: each image is then the first of its own seed.
         labels: `[count]`, of a class-conditional run. None: image i is of class i modulo their number.
         guidance: scale of classifier-free guidance; None for none.
         device: where.
         progress: show a bar.
+        spacing: of the steps, as `samplers.Sampler` says; None for the sampler's default (of ddpm evenly to the end).
         callback: as `GaussianDiffusion.sample` takes it.
 
     Raises:
         UsageError: steps that the chain or the sampler does not have, or labels or guidance that the run does not know.
     """
-    rows, conditions = rows_of(run.config, sampler, steps), _conditions(run, count, labels, guidance, device)
+    rows, conditions = rows_of(run.config, sampler, steps, spacing), _conditions(run, count, labels, guidance, device)
     height, width = run.network.config["sample_size"]
     shape = (count, run.network.config["in_channels"], height, width)
     options = {"device": device, "progress": progress, "callback": callback, **conditions}
     return run.config.diffusion().sample(run.network.to(device), shape, rows, seed=seed, **options)
 
 
-def rows_of(config: TrainConfig, sampler: str, steps: int | None = None) -> StepRows:
+def rows_of(config: TrainConfig, sampler: str, steps: int | None = None, spacing: str | None = None) -> StepRows:
     """The sampler's, for the run's network."""
-    steps = min(STEPS.get(sampler, 50), config.timesteps) if steps is None else steps
+    if steps is None:  # some spacings leave one out
+        steps = min(DDPM_STEPS, config.timesteps) if sampler == "ddpm" else max(1, min(STEPS, config.timesteps - 1))
     if not 1 <= steps <= config.timesteps:
         raise UsageError(f"steps: expected 1 .. {config.timesteps}, the run's timesteps, got {steps}")
-    chain, walk = config.diffusion().schedule, {"steps": steps}
-    if sampler == "ddpm":  # the chain that `evaluate` walks
+    chain, walk = config.diffusion().schedule, {"steps": steps, "spacing": spacing}
+    if sampler == "ddpm" and spacing is None:  # the chain that `evaluate` walks
         chain, walk = chain.respace(steps), {}
     try:
-        return SAMPLERS[sampler](chain, config.prediction, config.variance, True, **walk)
+        return SAMPLERS[sampler](chain, config.prediction, config.variance, True, **walk, **OPTIONS.get(sampler, {}))
     except ValueError as error:
         raise UsageError(f"sampler {sampler} of {steps} steps: {error}") from None
 
