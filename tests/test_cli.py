@@ -111,7 +111,7 @@ def test_interrupt_outside_the_training_loop(capsys, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fastddpm.train.results.load_network", interrupted)
+    monkeypatch.setattr("fastddpm.train.runs.load_run", interrupted)
     assert main(["sample", "run"]) == 128 + signal.SIGINT
     assert capsys.readouterr().err == "fastddpm: interrupted\n"
 

@@ -6,7 +6,7 @@ import torch
 from PIL import ExifTags, Image
 
 from fastddpm.train import UsageError
-from fastddpm.train.data import BatchOrder, as_float, fingerprint, load_images
+from fastddpm.train.data import BatchOrder, Data, as_float, fingerprint, load_images
 
 
 def save_npy(folder, array):
@@ -124,8 +124,11 @@ def test_fingerprint_sees_content_shape_and_dtype():
     images = torch.arange(64, dtype=torch.uint8).reshape(1, 1, 8, 8)
     changed = images.clone()
     changed[0, 0, 7, 7] += 1
-    prints = {fingerprint(x) for x in (images, changed, images.reshape(4, 1, 4, 4), images.view(torch.int8))}
-    assert len(prints) == 4 and fingerprint(images.clone()) in prints
+    others = (images, changed, images.reshape(4, 1, 4, 4), images.view(torch.int8))
+    labelled = [Data(images, torch.tensor([0]), ("a", "b")), Data(images, torch.tensor([1]), ("a", "b"))]
+    renamed = Data(images, torch.tensor([0]), ("a", "c"))
+    prints = {fingerprint(data) for data in (*map(Data, others), *labelled, renamed)}
+    assert len(prints) == 7 and fingerprint(Data(images.clone())) in prints
 
 
 @pytest.mark.parametrize("batch_size", [3, 10, 25])

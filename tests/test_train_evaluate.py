@@ -12,9 +12,10 @@ pytest.importorskip("diffusers")
 
 from fastddpm.train import TrainConfig, UsageError, train
 from fastddpm.train.cli import main
+from fastddpm.train.data import Data
 from fastddpm.train.evaluate import evaluate, format_evaluation, load_data
 from fastddpm.train.network import make_network
-from fastddpm.train.results import load_network
+from fastddpm.train.runs import Run, load_run
 
 SETTINGS = {"batch_size": 4, "width": 8, "steps": 4, "log_every": 2}
 
@@ -40,9 +41,9 @@ def test_files_and_table(run, capsys):
     assert min(Image.open(run.out / "eval.png").size) > 300
     assert not list(run.out.glob("*.tmp"))
 
-    network, config = load_network(run.out)
-    x_0 = load_data(config, network)[:11]
-    terms = config.diffusion().bits_per_dim(network, x_0, seed=3, progress=False)
+    trained = load_run(run.out)
+    config, x_0 = trained.config, load_data(trained).images[:11]
+    terms = config.diffusion().bits_per_dim(trained.network, x_0, seed=3, progress=False)
     assert result["images"] == 11 and result["timesteps"] == list(range(25)) and result["seed"] == 3
     assert result["run"] == config.to_dict() and result["data"] == "digits"
     assert result["total"] == pytest.approx(float(terms["total"].mean()), rel=1e-5)
@@ -62,23 +63,22 @@ def test_files_and_table(run, capsys):
 
 
 def test_a_batch_size_does_not_change_the_figure(run):
-    network, config = load_network(run.out)
-    images = load_data(config, network)[:9]
-    a, b = (evaluate(network, config, images, batch_size=size, seed=1) for size in (9, 4))
+    trained = load_run(run.out)
+    a, b = (evaluate(trained, load_data(trained, limit=9), batch_size=size, seed=1) for size in (9, 4))
     assert a.total == pytest.approx(b.total, rel=1e-4) and torch.allclose(a.vb, b.vb, rtol=1e-3, atol=1e-5)
 
 
 def test_nothing_drops_out():
     """Whatever mode the network comes in."""
     config = TrainConfig(data="digits", timesteps=5, width=8, dropout=0.9)
-    network, images = make_network(config, (1, 8, 8)), torch.zeros(2, 1, 8, 8)
-    totals = [evaluate(network.train(mode), config, images).total for mode in (True, False)]
+    network, data = make_network(config, (1, 8, 8)), Data(torch.zeros(2, 1, 8, 8))
+    totals = [evaluate(Run(network.train(mode), config), data).total for mode in (True, False)]
     assert totals[0] == totals[1]
 
 
 def test_fewer_steps_and_one_image(run):
-    network, config = load_network(run.out)
-    result = evaluate(network, config, load_data(config, network)[:1], steps=3)
+    trained = load_run(run.out)
+    result = evaluate(trained, load_data(trained, limit=1), steps=3)
     assert result.timesteps.tolist() == [7, 16, 24] and len(result.vb) == 3 and result.total_error is None
     lines = format_evaluation(result, "title").splitlines()
     assert lines[0] == "title" and sum(line.startswith("t = ") for line in lines) == 3 and "+-" not in "".join(lines)
@@ -110,9 +110,8 @@ def test_other_data(run, tmp_path, capsys):
 def test_a_folder_cannot_be_brought_to_an_oblong(tmp_path):
     np.save(tmp_path / "wide.npy", np.zeros((4, 8, 12), np.uint8))
     train(TrainConfig(data=str(tmp_path / "wide.npy"), timesteps=5, **SETTINGS), tmp_path / "run")
-    network, config = load_network(tmp_path / "run")
     with pytest.raises(UsageError, match=r"data: expected a \.npy file for images of 8x12"):
-        load_data(config, network, str(tmp_path))
+        load_data(load_run(tmp_path / "run"), str(tmp_path))
 
 
 def test_help_says_what_the_figure_is(capsys):

@@ -14,9 +14,11 @@ from diffusers import DDPMPipeline
 
 from fastddpm import NoiseSchedule, q_sample, reverse_step, samplers
 from fastddpm.train import TrainConfig, UsageError, checkpoint, report, resume, train
+from fastddpm.train.drawing import draw
 from fastddpm.train.eager import EagerLoss
 from fastddpm.train.network import make_scheduler
-from fastddpm.train.results import draw, load_network, write_results
+from fastddpm.train.results import write_results
+from fastddpm.train.runs import load_run
 
 TINY = {"data": "digits", "batch_size": 8, "width": 8, "timesteps": 8, "log_every": 3, "checkpoint_every": 10, "dropout": 0.2}
 IMPORTANCE = TrainConfig(**TINY, steps=40, loss="kl", timestep_sampling="importance")
@@ -113,8 +115,7 @@ def test_a_run_of_each_loss(tmp_path, loss, variance):
     losses = [line["loss"] for line in run.metrics.lines]
     assert np.isfinite(losses).all() and np.mean(losses[-4:]) < 0.9 * np.mean(losses[:2])
     assert run.network.conv_out.out_channels == (2 if config.learns_variance else 1)
-    network, config = load_network(tmp_path)
-    images = draw(network, config, 4, steps=4, seed=1)
+    images = draw(load_run(tmp_path), 4, steps=4, seed=1)
     assert images.shape == (4, 1, 8, 8) and images.isfinite().all()
 
 

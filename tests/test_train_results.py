@@ -14,9 +14,11 @@ from diffusers import DDPMPipeline
 from fastddpm import q_sample, reverse_step, samplers
 from fastddpm.train import TrainConfig, UsageError, checkpoint, report, train
 from fastddpm.train.config import SCHEDULES
+from fastddpm.train.drawing import draw
 from fastddpm.train.network import make_network, make_scheduler
 from fastddpm.train.pictures import GAP, save_grid
-from fastddpm.train.results import draw, load_network, write_results
+from fastddpm.train.results import write_results
+from fastddpm.train.runs import load_run
 
 
 @pytest.fixture(scope="module")
@@ -78,14 +80,14 @@ def test_our_chain_is_diffusers(schedule, prediction, steps):
 
 
 def test_drawing(run):
-    network, config = load_network(run.out)
-    assert config == run.config and not network.training
-    images = draw(network, config, 4, steps=5, seed=1)
+    trained = load_run(run.out)
+    assert trained.config == run.config and trained.classes == () and not trained.network.training
+    images = draw(trained, 4, steps=5, seed=1)
     assert images.shape == (4, 1, 8, 8)
-    assert torch.allclose(images[:2], draw(network, config, 2, steps=5, seed=1), atol=1e-4)
-    assert not torch.allclose(images, draw(network, config, 4, steps=5, seed=2), atol=0.1)
+    assert torch.allclose(images[:2], draw(trained, 2, steps=5, seed=1), atol=1e-4)
+    assert not torch.allclose(images, draw(trained, 4, steps=5, seed=2), atol=0.1)
     with pytest.raises(UsageError, match=r"steps: expected 1 \.\. 50"):
-        draw(network, config, 4, steps=51)
+        draw(trained, 4, steps=51)
 
 
 def test_timings(run):

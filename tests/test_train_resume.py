@@ -15,6 +15,7 @@ pytest.importorskip("diffusers")
 from crash import CrashError, crash_at
 
 from fastddpm.train import TrainConfig, UsageError, checkpoint, resume, train
+from fastddpm.train.data import Data
 from fastddpm.train.trainer import Trainer
 
 CONFIG = TrainConfig(data="digits", steps=18, batch_size=8, width=8, dropout=0.2, timesteps=50, checkpoint_every=5, log_every=3)
@@ -171,6 +172,8 @@ OTHERS = {
     "data": "elsewhere",
     "image_size": 16,
     "channels": "grey",
+    "class_conditional": True,
+    "label_dropping": 0.2,
     "batch_size": 32,
     "lr": 1e-3,
     "weight_decay": 0.1,
@@ -195,13 +198,13 @@ OTHERS = {
 
 @pytest.mark.parametrize("name", [setting.name for setting in fields(TrainConfig) if setting.name != "steps"])
 def test_no_setting_but_steps_may_change(name):
-    saved = TrainConfig(data="digits")
+    saved = TrainConfig(data="digits", class_conditional=name == "label_dropping")
     with pytest.raises(UsageError, match=rf"these differ: {name} \(the run's: [^()]*\)$"):
         replace(saved, **{name: OTHERS[name]}).check_resumable(saved, 0)
 
 
 def test_changed_data_is_an_error(unbroken, monkeypatch):
-    monkeypatch.setattr("fastddpm.train.trainer.load_images", lambda *_: torch.zeros(3, 1, 8, 8))
+    monkeypatch.setattr("fastddpm.train.trainer.load", lambda *_: Data(torch.zeros(3, 1, 8, 8)))
     with pytest.raises(UsageError, match="data: expected the images that the run began with"):
         resume(unbroken)
 

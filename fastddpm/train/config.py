@@ -8,6 +8,7 @@ import torch
 
 from ..diffusion import GaussianDiffusion
 from ..importance import LossSecondMoment
+from ..samplers import SAMPLERS
 from ..schedule import NoiseSchedule
 
 SCHEDULES = {"linear": NoiseSchedule.linear, "cosine": NoiseSchedule.cosine}
@@ -18,6 +19,10 @@ AUTOCASTS = {"fp32": None, "bf16": torch.bfloat16}
 """What the network runs in by autocast, for each precision."""
 HISTORY = 10
 """The losses of each t that importance sampling waits for (Nichol & Dhariwal 2021)."""
+DRAWS = tuple(name for name in SAMPLERS if name != "ddim_inverse")
+"""The samplers that end at images."""
+LABEL_DROPPING = 0.1
+"""Ho & Salimans 2022."""
 CHANNELS = {"grey": 1, "rgb": 3}
 GROUPS = 8
 """Groups of the network's group norms: its width is a multiple of this."""
@@ -60,6 +65,14 @@ class TrainConfig:
         lambda value: value is None or value >= 1,
     )
     channels: str | None = _choice(None, "grey or rgb, for a folder's images (rgb)", tuple(CHANNELS))
+    class_conditional: bool = _flag("the network is given each image's class: the digit, or its sub-folder of the folder")
+    label_dropping: float | None = _setting(
+        None,
+        float,
+        f"probability that it is not given it, without which there is no guidance ({LABEL_DROPPING}, if class-conditional)",
+        "0 <= label_dropping < 1",
+        lambda value: value is None or 0 <= value < 1,
+    )
     steps: int = _count(2500, "optimizer steps of the whole run; a resumed run may raise it")
     batch_size: int = _count(64, "images a step")
     lr: float = _setting(
@@ -127,6 +140,8 @@ class TrainConfig:
         self._check_together()
 
     def _check_together(self) -> None:
+        if self.label_dropping is not None and not self.class_conditional:
+            raise UsageError(f"label_dropping: expected only with class_conditional, got {self.label_dropping}")
         if self.loss == "hybrid" and not self.learns_variance:
             raise UsageError(f"variance: expected {' or '.join(LEARNED_VARIANCES)} with loss hybrid, got {self.variance!r}")
         if self.loss == "mse" and self.learns_variance:
@@ -143,6 +158,13 @@ class TrainConfig:
     @property
     def learns_variance(self) -> bool:
         return self.variance in LEARNED_VARIANCES
+
+    @property
+    def drops_labels(self) -> float:
+        """The probability."""
+        if not self.class_conditional:
+            return 0.0
+        return LABEL_DROPPING if self.label_dropping is None else self.label_dropping
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -1,17 +1,54 @@
-"""Data sets, held in memory as one tensor `[N, C, H, W]`, uint8 or float32 in [-1, 1]; and the order of the batches."""
+"""Data sets, held in memory as one tensor `[N, C, H, W]`, uint8 or float32 in [-1, 1]; their labels, where they have some;
+and the order of the batches."""
 
 import hashlib
+import math
 import warnings
 from functools import lru_cache
 from pathlib import Path
+from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .. import randn
 from .config import CHANNELS, UsageError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+
+class Data(NamedTuple):
+    """Images, and their classes where they have some.
+
+    Attributes:
+        images: `[N, C, H, W]`, uint8 or float32 in [-1, 1].
+        labels: int64 `[N]`, places in `classes`; None without.
+        classes: their names.
+    """
+
+    images: Tensor
+    labels: Tensor | None = None
+    classes: tuple[str, ...] = ()
+
+
+def load(data: str, image_size: int | None = None, channels: str | None = None, labelled: bool = False) -> Data:
+    """The images of `load_images`, and if `labelled` their labels: of digits, or of a folder that holds one sub-folder a class,
+    the classes sorted by name.
+
+    Raises:
+        UsageError: data that isn't there or can't be used, or has no labels, and why.
+    """
+    path = Path(data)
+    if not labelled:
+        return Data(load_images(data, image_size, channels))
+    if data == "digits":
+        return Data(load_images(data, image_size, channels), _digits_labels(), tuple("0123456789"))
+    if not path.is_dir():
+        expected = "'digits' or a folder with one sub-folder a class, for a class-conditional run"
+        raise UsageError(f"data: expected {expected}, got {data!r} ({_what_is(path)})")
+    return _load_classes(path, image_size or 32, channels or "rgb")
 
 
 def load_images(data: str, image_size: int | None = None, channels: str | None = None) -> Tensor:
@@ -30,7 +67,7 @@ def load_images(data: str, image_size: int | None = None, channels: str | None =
     """
     path = Path(data)
     if data != "digits" and path.is_dir():
-        return _load_folder(path, image_size or 32, channels or "rgb")
+        return _load_files(path, _files_in(path), image_size or 32, channels or "rgb")[0]
     if image_size is not None or channels is not None:
         raise UsageError(f"image_size, channels: expected only with a folder of images, got them with data {data!r}")
     if data == "digits":
@@ -45,11 +82,19 @@ def as_float(images: Tensor) -> Tensor:
     return images if images.is_floating_point() else images.float().div_(127.5).sub_(1)
 
 
-def fingerprint(images: Tensor) -> str:
+def fingerprint(data: Data) -> str:
     """A digest of shape, dtype and content, so that a resumed run can tell that it sees the same data."""
-    digest = hashlib.sha256(f"{images.dtype} {list(images.shape)}".encode())
-    digest.update(images.contiguous().numpy().data)
+    digest = hashlib.sha256(f"{data.images.dtype} {list(data.images.shape)}".encode())
+    digest.update(data.images.contiguous().numpy().data)
+    if data.labels is not None:
+        digest.update(f"{data.classes} {data.labels.tolist()}".encode())
     return digest.hexdigest()
+
+
+def drop_labels(labels: Tensor, key: Tensor, probability: float, no_label: int) -> Tensor:
+    """Labels `[B]`, each with that probability replaced by `no_label`: where its key's first normal is below the quantile."""
+    quantile = NormalDist().inv_cdf(probability) if probability > 0 else -math.inf
+    return torch.where(randn(key, (len(labels), 1))[:, 0] < quantile, no_label, labels)
 
 
 class BatchOrder:
@@ -84,17 +129,41 @@ def _load_digits() -> Tensor:
     return torch.from_numpy(load_digits().images).float().div_(8).sub_(1)[:, None]  # 17 grey levels, 0 .. 16
 
 
-def _load_folder(folder: Path, size: int, channels: str) -> Tensor:
+def _digits_labels() -> Tensor:
+    from sklearn.datasets import load_digits
+
+    return torch.from_numpy(load_digits().target).long()
+
+
+def _load_classes(folder: Path, size: int, channels: str) -> Data:
+    """Of one sub-folder a class, images at any depth in it."""
+    paths = _files_in(folder)
+    beside = next((path for path in paths if path.parent == folder), None)
+    if beside is not None:
+        expected = "images in sub-folders alone, one a class, for a class-conditional run"
+        raise UsageError(f"data: expected {expected}, got '{beside.name}' in '{folder}' itself")
+    images, read = _load_files(folder, paths, size, channels)
+    names = [path.relative_to(folder).parts[0] for path in read]
+    classes = tuple(sorted(set(names)))
+    return Data(images, torch.tensor([classes.index(name) for name in names]), classes)
+
+
+def _files_in(folder: Path) -> list[Path]:
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise UsageError(f"data: expected images ({' '.join(SUFFIXES)}) in the folder, got none in '{folder}'")
-    decoded = [_decode(path, size, channels) for path in paths]
-    images = [image for image in decoded if image is not None]
+    return paths
+
+
+def _load_files(folder: Path, paths: list[Path], size: int, channels: str) -> tuple[Tensor, list[Path]]:
+    """The images that can be read, and their files."""
+    decoded = {path: _decode(path, size, channels) for path in paths}
+    images = {path: image for path, image in decoded.items() if image is not None}
     if not images:
         raise UsageError(f"data: expected images that can be read, got {len(paths)} broken files in '{folder}'")
     if len(images) < len(paths):
         warnings.warn(f"{len(paths) - len(images)} of {len(paths)} files in '{folder}' were skipped", stacklevel=2)
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+    return torch.from_numpy(np.stack(list(images.values()))).permute(0, 3, 1, 2).contiguous(), list(images)
 
 
 def _decode(path: Path, size: int, channels: str) -> np.ndarray | None:

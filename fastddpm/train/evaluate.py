@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..schedule import NoiseSchedule
 from .checkpoint import write_atomically
 from .config import CHANNELS, TrainConfig, UsageError
-from .data import as_float, load_images
+from .data import Data, as_float, load
 from .pictures import save_bound_plot
+from .runs import Run
 
 
 @dataclass(frozen=True)
@@ -40,56 +40,68 @@ class Evaluation:
     eps_mse: Tensor
 
 
-def load_data(config: TrainConfig, network: UNet2DModel, data: str | None = None) -> Tensor:
-    """The images to evaluate on: the run's, or other data, brought to the network's shape where it is a folder.
+def load_data(run: Run, data: str | None = None, limit: int | None = None) -> Data:
+    """The first images to evaluate on: the run's, or other data, brought to the network's shape where it is a folder. Labels
+    are the run's, whose classes go by their names.
 
     Raises:
-        UsageError: data that can't be used, or of another shape.
+        UsageError: data that can't be used, of another shape, or of classes that the run does not know.
     """
-    (height, width), channels = network.config["sample_size"], network.config["in_channels"]
+    config, labelled = run.config, run.config.class_conditional
+    (height, width), channels = run.network.config["sample_size"], run.network.config["in_channels"]
     if data is None:
-        images = load_images(config.data, config.image_size, config.channels)
+        loaded = load(config.data, config.image_size, config.channels, labelled)
     elif data != "digits" and Path(data).is_dir():
         if height != width:
             raise UsageError(
                 f"data: expected a .npy file for images of {height}x{width}, got the folder {data!r} (its are square)"
             )
-        images = load_images(data, height, {count: name for name, count in CHANNELS.items()}[channels])
+        loaded = load(data, height, {count: name for name, count in CHANNELS.items()}[channels], labelled)
     else:
-        images = load_images(data)
-    if images.shape[1:] != (channels, height, width):
-        raise UsageError(f"data: expected images [{channels}, {height}, {width}], the run's, got {list(images.shape[1:])}")
-    return images
+        loaded = load(data, labelled=labelled)
+    shape = loaded.images.shape[1:]
+    if shape != (channels, height, width):
+        raise UsageError(f"data: expected images [{channels}, {height}, {width}], the run's, got {list(shape)}")
+    unknown = set(loaded.classes) - set(run.classes)
+    if unknown:
+        raise UsageError(f"data: expected the run's classes ({', '.join(run.classes)}), got {', '.join(sorted(unknown))} too")
+    if loaded.labels is None:
+        return Data(loaded.images[:limit])
+    places = torch.tensor([run.classes.index(name) for name in loaded.classes])
+    return Data(loaded.images[:limit], places[loaded.labels[:limit]], run.classes)
 
 
 def evaluate(
-    network: UNet2DModel,
-    config: TrainConfig,
-    images: Tensor,
+    run: Run,
+    data: Data,
     steps: int | None = None,
     batch_size: int = 64,
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Evaluation:
-    """The bound of every image (uint8 or float32 in [-1, 1]), `batch_size` at a time; the batch size does not change the noise.
+    """The bound of every image, given its label where there is one, `batch_size` at a time, which does not change the noise.
 
     Raises:
         UsageError: more steps than the chain has.
     """
-    chain = walked_chain(config, steps)
-    diffusion, network = config.diffusion(), network.to(device).eval()
+    chain, images = walked_chain(run.config, steps), data.images
+    diffusion, network = run.config.diffusion(), run.network.to(device).eval()
     starts = range(0, len(images), batch_size)
     totals, priors = [], []
     sums = {name: torch.zeros(len(chain), dtype=torch.float64) for name in ("vb", "x_0_mse", "eps_mse")}
     with tqdm(total=len(starts) * len(chain), desc="evaluating", unit="step") as bar:
 
-        def model(x_t: Tensor, t: Tensor) -> Tensor:
+        def model(x_t: Tensor, t: Tensor, **labels: Tensor) -> Tensor:
             bar.update()
-            return network(x_t, t).sample
+            return network(x_t, t, **labels).sample
 
         for start in starts:
-            x_0 = as_float(images[start : start + batch_size].to(device))
-            terms = diffusion.bits_per_dim(model, x_0, seed, steps=steps, first_sample=start, progress=False)
+            part = slice(start, start + batch_size)
+            x_0 = as_float(images[part].to(device))
+            labels = {} if data.labels is None else {"class_labels": data.labels[part].to(device)}
+            terms = diffusion.bits_per_dim(
+                model, x_0, seed, model_kwargs=labels, steps=steps, first_sample=start, progress=False
+            )
             terms = {name: value.cpu().double() for name, value in terms.items()}
             totals.append(terms["total"])
             priors.append(terms["prior"])

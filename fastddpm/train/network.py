@@ -12,8 +12,11 @@ _WIDTHS = (1, 1, 2, 2)
 _BETA_SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 
 
-def make_network(config: TrainConfig, image_shape: Sequence[int]) -> UNet2DModel:
-    """A small U-Net for images `[C, H, W]`, its weights a function of the seed; 2 C channels out for a learned variance."""
+def make_network(config: TrainConfig, image_shape: Sequence[int], classes: int = 0) -> UNet2DModel:
+    """A small U-Net for images `[C, H, W]`, its weights a function of the seed; 2 C channels out for a learned variance.
+
+    Of a class-conditional run it is called as `network(x_t, t, class_labels=labels)`; the label `classes` means none.
+    """
     channels, height, width = image_shape
     levels = _levels(height, width)
     with torch.random.fork_rng(devices=[]):
@@ -29,6 +32,7 @@ def make_network(config: TrainConfig, image_shape: Sequence[int]) -> UNet2DModel
             norm_num_groups=GROUPS,
             add_attention=max(height, width) > 8,  # at 8x8 the convolutions see the whole image
             dropout=config.dropout,
+            num_class_embeds=classes + 1 if config.class_conditional else None,
         )
 
 
@@ -50,6 +54,15 @@ def make_scheduler(config: TrainConfig) -> DDPMScheduler:
         clip_sample=True,
         timestep_spacing="trailing",
     )
+
+
+def no_pipeline(config: TrainConfig) -> str | None:
+    """Why diffusers has no pipeline for such a network, or None."""
+    if config.class_conditional:
+        return "its DDPMPipeline gives the network no labels"
+    if config.variance == "learned":
+        return "its DDPMScheduler takes such an output for the variance, not its logarithm"
+    return None
 
 
 def save_pipeline(network: UNet2DModel, config: TrainConfig, folder: Path) -> None:

@@ -1,6 +1,8 @@
-"""The pictures of a run: its samples, its loss, and its bound over t."""
+"""The pictures of a run: its samples and the way to them, its samplers, its loss, and its bound over t."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,17 +12,45 @@ from .checkpoint import write_atomically
 
 GAP = 90
 """The grey between the images."""
+FRAMES = 50
+"""The pictures of a .gif, at most."""
 
 
 def save_grid(images: Tensor, path: Path, columns: int = 8, target: int = 64) -> None:
-    """A grid with gaps, every pixel enlarged to a square so that an image's side comes near `target`.
+    """`grid`, as a .png."""
+    from PIL import Image
+
+    Image.fromarray(grid(images, columns, target)).save(path)
+
+
+class Film:
+    """A callback of `GaussianDiffusion.sample` that keeps the samples after a loop's steps, to be a .gif."""
+
+    def __init__(self, path: Path):
+        self.path, self._every = path, 0
+        self.grids: list[np.ndarray] = []
+
+    def __call__(self, i: int, t: Any, x: Tensor, x_0_hat: Tensor) -> None:
+        self._every = self._every or -(-(i + 1) // FRAMES)
+        if i % self._every == 0:
+            self.grids.append(grid(x))
+
+    def save(self) -> None:
+        """The last picture stands for longer."""
+        from PIL import Image
+
+        first, *others = map(Image.fromarray, self.grids)
+        durations = [80] * len(others) + [2000]
+        first.save(self.path, save_all=True, append_images=others, duration=durations, loop=0)
+
+
+def grid(images: Tensor, columns: int = 8, target: int = 64) -> np.ndarray:
+    """uint8 `[H, W]` or `[H, W, 3]`: images side by side with gaps, every pixel enlarged to a square so that an image's side
+    comes near `target`.
 
     Args:
         images: `[N, C, H, W]` in [-1, 1], C 1 or 3.
-        path: a .png to write.
     """
-    from PIL import Image
-
     count, channels, height, width = images.shape
     enlarge = max(1, target // max(height, width))
     gap = max(1, height * enlarge // 8)
@@ -33,12 +63,29 @@ def save_grid(images: Tensor, path: Path, columns: int = 8, target: int = 64) ->
     for i, image in enumerate(pixels.numpy()):
         top, left = gap + i // columns * down, gap + i % columns * right
         sheet[top : top + down - gap, left : left + right - gap] = image
-    Image.fromarray(sheet.squeeze(2) if channels == 1 else sheet).save(path)
+    return sheet.squeeze(2) if channels == 1 else sheet
+
+
+def save_rows(rows: Mapping[str, Sequence[Tensor]], columns: Sequence[str], path: Path) -> None:
+    """A row of sets of images for each name, under the columns' titles."""
+    from matplotlib.figure import Figure  # not pyplot: no display, no global state
+
+    width, height = 0.5 * len(next(iter(rows.values()))[0]) + 0.2, 0.6
+    figure = Figure(figsize=(1.5 + width * len(columns), 0.5 + height * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), len(columns), squeeze=False)
+    for place, title in zip(axes[0], columns, strict=True):
+        place.set_title(title, fontsize=9)
+    for line, (name, sets) in zip(axes, rows.items(), strict=True):
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+        for place, images in zip(line, sets, strict=True):
+            place.imshow(grid(images, len(images)), cmap="gray", vmin=0, vmax=255)
+            place.set(xticks=[], yticks=[])
+    figure.savefig(path, dpi=120)
 
 
 def save_loss_plot(lines: list[dict[str, float]], path: Path) -> None:
     """The loss over the steps, from the lines of metrics.jsonl."""
-    from matplotlib.figure import Figure  # not pyplot: no display, no global state
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()

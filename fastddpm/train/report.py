@@ -15,7 +15,6 @@ from torch import Tensor
 from .. import noise_key, q_sample, timesteps
 from ..graphs import update_average
 from .config import AUTOCASTS, TrainConfig
-from .data import as_float
 from .eager import EagerLoss
 from .network import make_scheduler
 from .trainer import Trainer, learning_rate, make_optimizer, update
@@ -92,11 +91,10 @@ class _Step:
         self.average = copy.deepcopy(trainer.average)
 
     def run(self, i: int) -> None:
-        x_0 = as_float(self.trainer.images[self.trainer.order.indices(i)])
-        x_0 = x_0.contiguous(memory_format=self.trainer.memory_format)
+        x_0, model_kwargs = self.trainer.batch(i)
         noise, eager_t, eager_x_t = self.clock("eager noising", lambda: self._eager_noising(x_0))
         key, t, x_t = self.clock("noising", lambda: self._noising(x_0, i))
-        output, forward = self._timed_forward(x_t, t)
+        output, forward = self._timed_forward(x_t, t, model_kwargs)
         eager = (x_0, eager_x_t, noise, eager_t)
         self.clock("eager loss", lambda: self._gradient(output, lambda out: self.eager_loss(out, *eager)))
         grad = self.clock("loss", lambda: self._gradient(output, lambda out: self.diffusion.loss_of(out, x_0, x_t, t, key)))
@@ -121,10 +119,10 @@ class _Step:
             self.t_sampler.sample(key)
             self.t_sampler.update(t, torch.ones(len(t), device=t.device))
 
-    def _timed_forward(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, float]:
+    def _timed_forward(self, x_t: Tensor, t: Tensor, model_kwargs: dict[str, Tensor]) -> tuple[Tensor, float]:
         autocast = AUTOCASTS[self.config.precision]
         with torch.autocast(x_t.device.type, autocast, enabled=autocast is not None):
-            output = self.clock("forward", lambda: self.network(x_t, t).sample)
+            output = self.clock("forward", lambda: self.network(x_t, t, **model_kwargs).sample)
         return output, self.clock.times["forward"][-1]
 
     @staticmethod

@@ -1,8 +1,8 @@
 """The training loop. A run lives in a folder; stopped at any moment and resumed, it ends with the weights of an unbroken one.
 
 A step depends on the weights, the state of the optimizer, of the average, of torch's generator (dropout) and of importance
-sampling where it is used, and the step number: the batch, t and the noise are functions of (seed, step) and, with importance
-sampling, its state. So that is what a checkpoint holds.
+sampling where it is used, and the step number: the batch, its labels, t and the noise are functions of (seed, step) and, with
+importance sampling, its state. So that is what a checkpoint holds.
 """
 
 import copy
@@ -22,7 +22,7 @@ from .. import noise_key
 from ..graphs import GraphedTrainingStep, clip_and_step
 from . import checkpoint
 from .config import AUTOCASTS, TrainConfig, UsageError
-from .data import BatchOrder, as_float, fingerprint, load_images
+from .data import BatchOrder, as_float, drop_labels, fingerprint, load
 from .metrics import Metrics
 from .network import make_network
 
@@ -81,14 +81,16 @@ class Trainer:
         self.device = pick_device()
         if config.graph == "on" and self.device.type != "cuda":
             raise UsageError("graph: expected auto or off on a machine without a GPU, got 'on'")
-        images = load_images(config.data, config.image_size, config.channels)
-        self.fingerprint = fingerprint(images)
-        self.images = images.to(self.device)
-        self.order = BatchOrder(len(images), config.batch_size, config.seed, self.device)
+        data = load(config.data, config.image_size, config.channels, config.class_conditional)
+        self.fingerprint, self.classes = fingerprint(data), data.classes
+        self.images = data.images.to(self.device)
+        self.labels = None if data.labels is None else data.labels.to(self.device)
+        self.order = BatchOrder(len(self.images), config.batch_size, config.seed, self.device)
         self.diffusion = config.diffusion()
         self.t_sampler = config.t_sampler(self.device)
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.network = make_network(config, images.shape[1:]).to(self.device, memory_format=self.memory_format)
+        network = make_network(config, self.images.shape[1:], len(self.classes))
+        self.network = network.to(self.device, memory_format=self.memory_format)
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
         self.optimizer = make_optimizer(self.network, config)
         if config.compile:
@@ -125,10 +127,19 @@ class Trainer:
 
     def train_step(self) -> Tensor:
         """One step. Nothing in it is read by the host; the loss stays on the device."""
-        x_0 = as_float(self.images[self.order.indices(self.step)]).contiguous(memory_format=self.memory_format)
+        x_0, model_kwargs = self.batch(self.step)
         self.graphed.key.copy_(noise_key(self.config.seed, self.step, self.config.batch_size, device=self.device))
         set_learning_rate(self.optimizer, learning_rate(self.config, self.step))
-        return self.graphed(x_0)
+        return self.graphed(x_0, model_kwargs)
+
+    def batch(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """A step's images and what else the network is given, functions of (seed, step)."""
+        config, indices = self.config, self.order.indices(step)
+        x_0 = as_float(self.images[indices]).contiguous(memory_format=self.memory_format)
+        if self.labels is None:
+            return x_0, {}
+        key = noise_key(config.seed, step, len(x_0), stream="label_dropping", device=self.device)
+        return x_0, {"class_labels": drop_labels(self.labels[indices], key, config.drops_labels, len(self.classes))}
 
     def save(self) -> None:
         checkpoint.save(
@@ -137,6 +148,7 @@ class Trainer:
                 "config": self.config.to_dict(),
                 "step": self.step,
                 "data": self.fingerprint,
+                "classes": list(self.classes),
                 "image_shape": list(self.images.shape[1:]),
                 "network": self.network.state_dict(),
                 "average": self.average.state_dict(),

@@ -1,0 +1,97 @@
+"""Images from a run: by any sampler, of any class, guided."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..samplers import SAMPLERS, StepRows
+from .config import TrainConfig, UsageError
+from .runs import Run
+
+DDPM_STEPS, STEPS = 250, 50
+"""How many, of ddpm and of others, where none are asked for."""
+OPTIONS = {"ddim": {"use_clipped_model_output": True}}
+"""Without it DDIM falls apart where guidance and clipping meet: its eps_hat is then of another image than its x_0_hat."""
+
+
+def draw(
+    run: Run,
+    count: int,
+    sampler: str = "ddpm",
+    steps: int | None = None,
+    seed: int | Tensor = 0,
+    labels: Tensor | None = None,
+    guidance: float | None = None,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+    spacing: str | None = None,
+    callback: Callable[[int, Any, Tensor, Tensor], None] | None = None,
+) -> Tensor:
+    """Images `[count, C, H, W]` in [-1, 1], clamped at every step.
+
+    Args:
+        run: what was trained.
+        count: how many. Image i depends on the seed and on i, not on how many are drawn.
+        sampler: a name of `DRAWS`.
+        steps: of the chain to walk. None: 250 of ddpm, 50 of others, or as many as a shorter chain has.
+        seed: an int, or one seed an image, `[count]`: each image is then the first of its own seed.
+        labels: `[count]`, of a class-conditional run. None: image i is of class i modulo their number.
+        guidance: scale of classifier-free guidance; None for none.
+        device: where.
+        progress: show a bar.
+        spacing: of the steps, as `samplers.Sampler` says; None for the sampler's default (of ddpm evenly to the end).
+        callback: as `GaussianDiffusion.sample` takes it.
+
+    Raises:
+        UsageError: steps that the chain or the sampler does not have, or labels or guidance that the run does not know.
+    """
+    rows, conditions = rows_of(run.config, sampler, steps, spacing), _conditions(run, count, labels, guidance, device)
+    height, width = run.network.config["sample_size"]
+    shape = (count, run.network.config["in_channels"], height, width)
+    options = {"device": device, "progress": progress, "callback": callback, **conditions}
+    return run.config.diffusion().sample(run.network.to(device), shape, rows, seed=seed, **options)
+
+
+def rows_of(config: TrainConfig, sampler: str, steps: int | None = None, spacing: str | None = None) -> StepRows:
+    """The sampler's, for the run's network."""
+    if steps is None:  # some spacings leave one out
+        steps = min(DDPM_STEPS, config.timesteps) if sampler == "ddpm" else max(1, min(STEPS, config.timesteps - 1))
+    if not 1 <= steps <= config.timesteps:
+        raise UsageError(f"steps: expected 1 .. {config.timesteps}, the run's timesteps, got {steps}")
+    chain, walk = config.diffusion().schedule, {"steps": steps, "spacing": spacing}
+    if sampler == "ddpm" and spacing is None:  # the chain that `evaluate` walks
+        chain, walk = chain.respace(steps), {}
+    try:
+        return SAMPLERS[sampler](chain, config.prediction, config.variance, True, **walk, **OPTIONS.get(sampler, {}))
+    except ValueError as error:
+        raise UsageError(f"sampler {sampler} of {steps} steps: {error}") from None
+
+
+def labels_of(run: Run, name: str | None, count: int) -> Tensor | None:
+    """`[count]` of one class, by its name."""
+    if name is None:
+        return None
+    if not run.classes:
+        raise UsageError(f"label: expected none (the run was not trained with --class-conditional), got {name!r}")
+    if name not in run.classes:
+        known = ", ".join(run.classes[:20]) + (", .." if len(run.classes) > 20 else "")
+        raise UsageError(f"label: expected one of the run's classes ({known}), got {name!r}")
+    return torch.full((count,), run.classes.index(name))
+
+
+def _conditions(
+    run: Run, count: int, labels: Tensor | None, guidance: float | None, device: torch.device | str
+) -> dict[str, Any]:
+    if guidance is not None and not run.config.drops_labels:
+        wanted = "a run trained with --class-conditional and a --label-dropping above 0"
+        raise UsageError(f"guidance: expected {wanted}, got {guidance} for one that was not")
+    if not run.classes:
+        return {}
+    labels = torch.arange(count) % len(run.classes) if labels is None else labels
+    given = {"model_kwargs": {"class_labels": labels.to(device)}}
+    if guidance is None:
+        return given
+    none = torch.full((count,), len(run.classes), device=device)
+    return {**given, "guidance_scale": guidance, "uncond_kwargs": {"class_labels": none}, "stacked": True}
