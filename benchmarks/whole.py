@@ -9,11 +9,12 @@ from torch import Tensor
 
 import fastddpm as fd
 
-from . import clock, machine, peers
+from . import clock, machine, peers, solvers
 from .inputs import STEPS
 from .networks import NETWORKS
 from .ops import FUSED, LeftOutError
 
+OPS = ("ddim", "dpmpp_2m")
 BUDGET = 4.0
 """Seconds a case."""
 
@@ -27,10 +28,11 @@ def calls(op: str, network: torch.nn.Module, shape: tuple[int, ...]) -> dict[str
     """
     if "diffusers" not in peers.installed():
         raise LeftOutError("diffusers, whose loop it is set beside, is not installed")
+    name = solvers.NAMES[op]
     diffusion, seeds = fd.GaussianDiffusion(fd.NoiseSchedule.linear(1000)), itertools.count()
 
     def ours(x_t: Tensor | None = None) -> Tensor:
-        return diffusion.sample(network, shape, op, STEPS, seed=next(seeds), x_T=x_t, progress=False)
+        return diffusion.sample(network, shape, name, STEPS, seed=next(seeds), x_T=x_t, progress=False)
 
     theirs = peers.sampling_loop(peers.scheduler_of(op), network, shape, STEPS)
     x_t = torch.randn(shape, device=machine.DEVICE)
