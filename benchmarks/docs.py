@@ -12,9 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from . import growth, table
+from .inputs import STEPS
 from .machine import short
 from .networks import NETWORKS
-from .ops import ACCESSES, FUSED, TITLES
+from .ops import ACCESSES, FUSED, OPS, TITLES
 
 ROOT = Path(__file__).parents[1]
 CALLED, CACHED, STREAMED = 1 << 10, 1 << 18, 1 << 26
@@ -70,10 +71,10 @@ def sweep(results: dict) -> str:
     """ns an element, and the fraction of the copy's bandwidth onto recycled memory."""
     sizes = sorted({case["elements"] for case in _kernels(results, **PLAIN)})
     rows = []
-    for op, title in TITLES.items():
+    for op in OPS:
         cells = {case["elements"]: case for case in _kernels(results, op=op, **PLAIN)}
         cell = {n: f"{_ns(c['ns_per_element'])} ({c['of_recycled_copy']:.0%})" for n, c in cells.items()}
-        rows.append([title, *(cell.get(n, "") for n in sizes)])
+        rows.append([TITLES[op], *(cell.get(n, "") for n in sizes)])
     return markdown(["", *map(_power, sizes)], rows)
 
 
@@ -91,7 +92,7 @@ def limits(results: dict) -> str:
     """Each kernel at the largest size over its floors: moving its bytes, and its arithmetic alone (itself in the caches, the
     cost of the call taken off)."""
     rows = []
-    for op, title in TITLES.items():
+    for op in OPS:
         cases = {case["elements"]: case for case in _kernels(results, op=op, **PLAIN)}
         if not {CALLED, CACHED, STREAMED} <= cases.keys():
             continue
@@ -101,7 +102,7 @@ def limits(results: dict) -> str:
         copied = 1e9 * large["copy_recycled_seconds"] * large["bytes"] / large["copy_bytes"] / large["elements"]
         held = "arithmetic" if arithmetic > copied else "memory"
         over = (here / max(arithmetic, copied), here / (arithmetic + copied))
-        rows.append([title, str(4 * ACCESSES[op]), *map(_ns, (copied, arithmetic, here)), held, *map(table.times, over)])
+        rows.append([TITLES[op], str(4 * ACCESSES[op]), *map(_ns, (copied, arithmetic, here)), held, *map(table.times, over)])
     head = ["ns an element", "bytes", "copying them", "in the caches", f"at {_power(STREAMED)}", "the higher floor", "over it"]
     return markdown([*head, "over the sum of both"], rows)
 
@@ -151,7 +152,7 @@ def loops(results: dict, kind: str) -> str:
         owned = sum(seconds for part, seconds in parts.items() if part in ("noising", "loss", "reverse step"))
         rows.append(
             [
-                f"{NETWORKS[case['network']].title}, {case['parameters'] / 1e6:.2f} M, batch {case['batch']}",
+                _network(case),
                 table.duration(case["seconds"]["median"]),
                 f"{case['images_per_second']:.3g}",
                 f"{owned / sum(parts.values()):.2%}",
@@ -159,6 +160,22 @@ def loops(results: dict, kind: str) -> str:
             ]
         )
     return markdown(["", "fastddpm, a step", "samples/s", "of it fastddpm's", *others], rows)
+
+
+def whole(results: dict) -> str:
+    """Loops from noise to images."""
+    groups = {n: g for n, g in table.groups(results["cases"], "loop").items() if "parts" not in next(iter(g.values()))}
+    others, rows = table.others(groups), []
+    for group in groups.values():
+        case = group[FUSED]
+        about = f"{STEPS} {TITLES[case['op']]}s, {_network(case)}"
+        cells = (table.duration(case["seconds"]["median"]), f"{case['images_per_second']:.3g}")
+        rows.append([about, *cells, *(table.ratio(group.get(other)) for other in others)])
+    return markdown(["", "fastddpm, a loop", "samples/s", *others], rows)
+
+
+def _network(case: dict) -> str:
+    return f"{NETWORKS[case['network']].title}, {case['parameters'] / 1e6:.2f} M, batch {case['batch']}"
 
 
 def grown(results: dict) -> str:
@@ -203,6 +220,7 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "calls": calls,
     "train": lambda results: loops(results, "train"),
     "sample": lambda results: loops(results, "sample"),
+    "whole": whole,
     "growth": grown,
     "threads": threads,
     "missing": missing,

@@ -13,8 +13,9 @@ from torch import Tensor
 
 import fastddpm as fd
 
+from . import solvers
 from .fused import gradient_of
-from .inputs import STEP, Batch
+from .inputs import GUIDANCE, STEP, Batch
 
 
 class Tables(NamedTuple):
@@ -72,6 +73,14 @@ def step(output, x, k, z):
 
 def draw_step(output, x, k):
     return step(output, x, k, torch.randn_like(x))
+
+
+def guide(output, uncond):
+    return uncond + GUIDANCE * (output - uncond)
+
+
+def draw_guided_step(output, uncond, x, k):
+    return draw_step(guide(output, uncond), x, k)
 
 
 def bound(output, v, x_0, x_t, t, k, clip=False):
@@ -155,6 +164,19 @@ def calls(wrap=lambda function: function) -> dict:
         k, f, output = numbers(b.schedule, STEP), wrap(draw_step), b.output.detach()
         return lambda: f(output, b.x_0, k)
 
+    def guided(b: Batch):
+        k, f, output = numbers(b.schedule, STEP), wrap(draw_guided_step), b.output.detach()
+        return lambda: f(output, b.uncond_output, b.x_0, k)
+
+    def sampler(op: str):
+        f = wrap(solvers.FORMULAS[op])
+
+        def made(b: Batch):
+            step = solvers.Step.of(op, b)
+            return lambda: f(step)
+
+        return made
+
     def hybrid(b: Batch):
         k, f = Tables.of(b.schedule, b.device), wrap(hybrid_loss)
         return gradient_of(lambda output: f(output, b.x_0, b.x_t, b.t, k, b.noise), b.wide_output)
@@ -177,4 +199,6 @@ def calls(wrap=lambda function: function) -> dict:
         "hybrid": hybrid,
         "kl": kl,
         "bits_per_dim": bits_per_dim,
+        "guided": guided,
+        **{op: sampler(op) for op in solvers.FORMULAS},
     }

@@ -5,7 +5,8 @@ import torch
 import fastddpm as fd
 from fastddpm.coefficients import vlb_rows
 
-from .inputs import STEP, Batch
+from . import solvers
+from .inputs import GUIDANCE, ROW, STEP, Batch
 
 BOUND = {"variance_type": "learned_range", "cdf": "tanh"}
 """tanh, so that the result is that of the eager formula, which every peer has."""
@@ -49,6 +50,26 @@ def chain(b: Batch):
 def reverse(b: Batch):
     rows, output = fd.samplers.ddpm(b.schedule), b.output.detach()
     return lambda: fd.reverse_step(output, b.x_0, STEP, rows, b.key)
+
+
+def guided(b: Batch):
+    scale = torch.full((), GUIDANCE, device=b.device)
+    return _in_a_loop(b, fd.samplers.ddpm(b.schedule), STEP, b.key, b.uncond_output, scale)
+
+
+def _in_a_loop(b: Batch, rows: fd.samplers.StepRows, row: int, *given):
+    """A step of `GaussianDiffusion.sample`: the op that it calls."""
+    output, i, table = b.output.detach(), rows.indices_on(b.device)[row], rows.on(b.device, torch.float32)
+    noise, uncond, scale = given or (None, None, None)
+    history = b.earlier[: rows.history]
+    return lambda: fd.ops.reverse_step(output, b.x_0, noise, i, table, True, uncond, scale, None, history, False)[:2]
+
+
+def _sampler(op: str):
+    return lambda b: _in_a_loop(b, solvers.rows_of(b, op), ROW)
+
+
+ddim, euler, dpmpp_2m, unipc = map(_sampler, solvers.FORMULAS)
 
 
 def hybrid(b: Batch):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import fastddpm as fd
 
-from . import eager
+from . import eager, solvers
 from .inputs import STEP, Batch
 
 ELEMENTS = 1 << 20
@@ -110,12 +110,27 @@ def _chain(p: Part, result) -> None:
     _mse(p, both) if p.known_noise else _mse(p, both, lambda p: p.drawn(x_t, *_noised(p)))
 
 
-def _reverse(p: Part, result) -> None:
+def _reverse(p: Part, result, output: Tensor | None = None) -> None:
     x_prev, x_0_hat = result
     k = eager.numbers(p.b.schedule, STEP)
-    mean, expected = eager.step(p.of(p.b.output), p.of(p.b.x_0), k, 0.0)
+    mean, expected = eager.step(p.of(p.b.output) if output is None else output, p.of(p.b.x_0), k, 0.0)
     p.close("x_0_hat", p.of(x_0_hat), expected)
     p.noise_of(x_prev, mean, k[-1], p.b.noise)
+
+
+def _guided(p: Part, result) -> None:
+    _reverse(p, result, eager.guide(p.of(p.b.output), p.of(p.b.uncond_output)))
+
+
+def _sampler(op: str) -> Callable[[Part, tuple[Tensor, Tensor]], None]:
+    def gate(p: Part, result) -> None:
+        step = solvers.Step.of(op, p.b, p.of)
+        expected, x_0_hat = solvers.FORMULAS[op](step)
+        # of Euler's x / a fastddpm has x
+        p.close("x_prev", p.of(result[0]) / (step.k.a_next if op == "euler" and p.known_noise else 1.0), expected)
+        p.close("x_0_hat", p.of(result[1]), x_0_hat)
+
+    return gate
 
 
 def _inputs(p: Part) -> tuple[Tensor, Tensor, Tensor, eager.Tables]:
@@ -149,4 +164,6 @@ GATES = {
     "hybrid": _hybrid,
     "kl": _kl,
     "bits_per_dim": _bits_per_dim,
+    "guided": _guided,
+    **{op: _sampler(op) for op in solvers.FORMULAS},
 }

@@ -6,7 +6,7 @@
 #   noise    radius, cosine and sine of all 2^32 words against the C++ kernels' bits
 #   kernels  GPU time and host time against eager and the device's copy
 #   tune     GPU time by the elements that a thread works on
-#   loops    training and sampling steps with a network: diffusers' U-Nets where it can be imported, else one of its own
+#   loops    training and sampling with a network, captured and not: diffusers' U-Nets where it can be imported, else one of its own
 #   profile  ncu on three kernels; memcheck on some of the tests on a GPU
 #   compile  as kernels, of torch.compile
 #   all      these, in this order

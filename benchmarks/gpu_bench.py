@@ -31,14 +31,14 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ACCESSES = {
     "noising": 2,
     "mse": 1,
-    "mse gradient": 3,
-    "noising + loss": 5,
+    "mse gradient": 2,
+    "noising + loss": 4,
     "reverse": 3,
-    "kl gradient": 10,
-    "hybrid gradient": 8,
+    "kl gradient": 6,
+    "hybrid gradient": 5,
 }
-"""How many times each stage must move a tensor of its size (mse gradient: read, and read, write; kl: x_0, x_t and an output of
-two, and once more with a gradient of two; hybrid: without x_t, made again of the key)."""
+"""How many times each stage must move a tensor of its size (mse gradient: read, write; kl: x_0, x_t, an output of two and a
+gradient of two; hybrid: without x_t, made again of the key)."""
 
 
 SCHEDULE = fd.NoiseSchedule.linear(1000)

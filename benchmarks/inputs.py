@@ -14,6 +14,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 STEP = 500
 """The index at which a reverse step is timed."""
+STEPS, ROW = 50, 25
+"""How many steps the other samplers walk, and the row that is timed."""
+GUIDANCE = 4.0
 
 
 class Batch:
@@ -52,6 +55,16 @@ class Batch:
         return self._answer(1)
 
     @cached_property
+    def uncond_output(self) -> Tensor:
+        """Of the network without its condition."""
+        return self._answer(1, 5).detach()
+
+    @cached_property
+    def earlier(self) -> list[Tensor]:
+        """What x_0_hat was one step before, and two."""
+        return [self._answer(1, seed).detach() for seed in (6, 7)]
+
+    @cached_property
     def wide_output(self) -> Tensor:
         """Of a network that also answers with the variance: twice the channels."""
         return self._answer(2)
@@ -61,8 +74,8 @@ class Batch:
         for output in (self.output, self.wide_output):
             output.grad = None
 
-    def _answer(self, times: int) -> Tensor:
-        key = fd.noise_key(4, batch_size=len(self), device=self.device)
+    def _answer(self, times: int, seed: int = 4) -> Tensor:
+        key = fd.noise_key(seed, batch_size=len(self), device=self.device)
         shape = (len(self), times * self.shape[1], *self.shape[2:])
         return (0.3 * fd.randn(key, shape, **self.how)).requires_grad_()
 

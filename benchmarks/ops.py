@@ -18,12 +18,18 @@ TITLES = {
     "hybrid": "hybrid + gradient",
     "kl": "KL + gradient",
     "bits_per_dim": "bits/dim step",
+    "guided": "guided reverse step",
+    "ddim": "DDIM step",
+    "euler": "Euler step",
+    "dpmpp_2m": "DPM-Solver++ 2M step",
+    "unipc": "UniPC step",
 }
 ACCESSES = {"noise": 1, "noising": 2, "mse": 2, "chain": 4, "reverse": 4, "hybrid": 6, "kl": 6, "bits_per_dim": 5}
 """How many times an op must at least move a tensor of the data's size, its noise made and not read: noise z; noising x_0, x_t;
 mse out, grad; reverse x_t, out, x_prev, x_0_hat; hybrid and KL x_0, x_t, out and grad of twice the size; bits/dim x_0, x_t, out
 of twice the size, the next x_t."""
-OPS = tuple(TITLES)
+OPS = tuple(ACCESSES)
+"""Those of the sweep. The rest are the kernel of the reverse step with other rows and more to read: timed in turn alone."""
 FUSED = "fastddpm"
 COMPILED = "torch.compile"
 

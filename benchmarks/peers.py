@@ -1,17 +1,23 @@
 """The ops by other libraries, where they are installed: as their own training scripts and pipelines call them."""
 
+import importlib
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
+from . import solvers
+from .eager import guide
 from .fused import gradient_of
-from .inputs import STEP, Batch
+from .inputs import ROW, STEP, STEPS, Batch
 
 try:
-    from diffusers import DDPMScheduler
+    from diffusers import DDPMPipeline, DDPMScheduler
 except ImportError:
-    DDPMScheduler = None
+    DDPMPipeline = DDPMScheduler = None
 try:
     from denoising_diffusion_pytorch import GaussianDiffusion
 except ImportError:
@@ -59,6 +65,71 @@ def _step(b: Batch):
         return result.prev_sample, result.pred_original_sample
 
     return call
+
+
+def _guided(b: Batch):
+    ddpm, output = scheduler(), b.output.detach()
+
+    def call():
+        result = ddpm.step(guide(output, b.uncond_output), STEP, b.x_0)
+        return result.prev_sample, result.pred_original_sample
+
+    return call
+
+
+SCHEDULERS = {
+    "ddim": "DDIMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "dpmpp_2m": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
+
+
+def scheduler_of(op: str) -> Any:
+    return getattr(importlib.import_module("diffusers"), SCHEDULERS[op])(1000)
+
+
+def _sampler(op: str):
+    def made(b: Batch):
+        """At the same step in every call, with what it has kept of those before."""
+        s, theirs, step = solvers.Step.of(op, b), scheduler_of(op), STEPS - 1 - ROW
+        theirs.set_timesteps(STEPS)
+        t = theirs.timesteps[step]
+        state = {"_step_index": step, "lower_order_nums": 2, "this_order": 2, "last_sample": s.last}
+
+        def call():
+            vars(theirs).update(state, model_outputs=[s.h_2, s.h_1], is_scale_input_called=True)
+            result = theirs.step(s.output, t, s.x)
+            x_0 = result.pred_original_sample if "pred_original_sample" in result else theirs.model_outputs[-1]
+            return result.prev_sample, x_0
+
+        return call
+
+    return made
+
+
+def pipeline(network: torch.nn.Module, shape: tuple[int, ...], steps: int) -> Callable[[], Any]:
+    """nothing -> images: their pipeline where the network is their U-Net, and its loop where it is not."""
+    if hasattr(network, "config"):
+        whole = DDPMPipeline(network, DDPMScheduler(1000))
+        whole.set_progress_bar_config(disable=True)
+        return lambda: whole(shape[0], num_inference_steps=steps, output_type="np")
+    return sampling_loop(DDPMScheduler(1000), network, shape, steps)
+
+
+def sampling_loop(theirs: Any, network: torch.nn.Module, shape: tuple[int, ...], steps: int) -> Callable[..., Tensor]:
+    """(x_T, drawn where it is not given) -> images: the loop of a pipeline with their scheduler."""
+    device = next(network.parameters()).device
+
+    @torch.no_grad()
+    def loop(x_t: Tensor | None = None) -> Tensor:
+        theirs.set_timesteps(steps)
+        x = torch.randn(shape, device=device) if x_t is None else x_t
+        for t in theirs.timesteps:
+            x = theirs.step(network(x, t.to(device).expand(len(x))), t, x).prev_sample
+        return x
+
+    return loop
 
 
 def _mse(b: Batch):
@@ -122,7 +193,14 @@ def _p_sample(b: Batch):
 
 
 CALLS = {
-    "diffusers": {"noising": _add_noise, "mse": _mse, "chain": _chain, "reverse": _step},
+    "diffusers": {
+        "noising": _add_noise,
+        "mse": _mse,
+        "chain": _chain,
+        "reverse": _step,
+        "guided": _guided,
+        **{op: _sampler(op) for op in SCHEDULERS},
+    },
     "lucidrains": {"noising": _q_sample, "chain": _p_losses, "reverse": _p_sample},
 }
 """{library: {op: batch -> call}}, installed or not."""

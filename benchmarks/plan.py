@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 
 from . import machine, peers
-from .ops import ACCESSES, COMPILED, FUSED, OPS, Case, why_not_compiled
+from .ops import COMPILED, FUSED, OPS, TITLES, Case, why_not_compiled
 
 EXPONENTS = range(10, 27, 2)
 QUICK_EXPONENTS = (10, 16, 22)
@@ -18,16 +18,20 @@ CALL_SHAPE = (1, 3, 8, 8)
 MEMORY_SHAPE = (8, 3, 64, 64)
 SMALL, LARGE = (128, 3, 32, 32), (64, 3, 256, 256)
 BOUND_LARGE = (16, 3, 256, 256)
+STEP_SHAPES = ((16, 3, 32, 32), (64, 3, 64, 64))
+STEP_OPS = tuple(op for op in TITLES if op not in OPS)
+"""Other reverse steps than DDPM's."""
 RATIO_SHAPES = {
     "noising": (SMALL, LARGE),
     "mse": (SMALL, LARGE),
     "chain": (SMALL, LARGE),
-    "reverse": ((16, 3, 32, 32), (64, 3, 64, 64)),
+    "reverse": STEP_SHAPES,
     "hybrid": (SMALL, BOUND_LARGE),
     "kl": (SMALL, BOUND_LARGE),
     "bits_per_dim": (SMALL, BOUND_LARGE),
+    **dict.fromkeys(STEP_OPS, STEP_SHAPES),
 }
-CALLED = tuple(RATIO_SHAPES)
+CALLED = tuple(op for op in RATIO_SHAPES if op in OPS)
 LAYOUTS = ("noising", "chain", "reverse", "hybrid", "kl")
 """Ops timed in channels_last and contiguous memory in turn."""
 
@@ -48,7 +52,7 @@ def kernel_cases(quick: bool) -> list[Case]:
         cases += [Case("kernel", op, "eager", shape_of(n)) for op in OPS if n <= OTHERS_END]
     kinds = [("bfloat16", "contiguous"), ("float16", "contiguous"), ("float32", "channels_last")]
     exponents = (() if quick else DTYPE_EXPONENTS) if built else (REFERENCE_END,)
-    return cases + [Case("kernel", op, FUSED, shape_of(n), *kind) for n in exponents for kind in kinds for op in ACCESSES]
+    return cases + [Case("kernel", op, FUSED, shape_of(n), *kind) for n in exponents for kind in kinds for op in OPS]
 
 
 def call_cases() -> list[Case]:
@@ -72,7 +76,8 @@ def layout_cases(quick: bool) -> list[Case]:
 
 
 def ratio_providers(op: str, quick: bool) -> list[str]:
-    names = [FUSED, "eager", *([] if quick or why_not_compiled() else [COMPILED]), *peers.installed()]
+    compiled = not quick and op not in STEP_OPS and not why_not_compiled()
+    names = [FUSED, "eager", *([COMPILED] if compiled else []), *peers.installed()]
     return [name for name in names if has(op, name)]
 
 
@@ -86,6 +91,10 @@ def left_out(quick: bool) -> list[dict[str, str]]:
         (
             f"kernel: eager beyond 2^{OTHERS_END} elements",
             "a call takes seconds there, and the time an element no longer changes",
+        ),
+        (
+            "torch.compile of the guided step and of other samplers' steps",
+            "compiling each takes as long as the rest of its case; the reverse step has it",
         ),
         ("kernel: other providers than eager", "they are timed against fastddpm in turn, at the shapes of level ratio"),
     ]

@@ -12,7 +12,7 @@ from . import table
 from .loops import SAMPLE_PARTS, TRAIN_PARTS
 from .machine import short
 from .networks import NETWORKS
-from .ops import COMPILED, FUSED, TITLES
+from .ops import COMPILED, FUSED, OPS, TITLES
 
 COLOURS = {FUSED: "#0b6e4f", "eager": "#c8553d", COMPILED: "#f28f3b", "diffusers": "#3a6ea5", "lucidrains": "#6c5b7b"}
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9, "svg.hashsalt": "fastddpm"}
@@ -52,7 +52,7 @@ def kernels(results: dict) -> Figure | None:
     if not ours:
         return None
     figure, axes = plt.subplots(2, 4, figsize=(12, 5.4), sharex=True, layout="constrained")
-    for axis, (op, title) in zip(axes.flat, TITLES.items(), strict=True):
+    for axis, op in zip(axes.flat, OPS, strict=True):
         for provider in (FUSED, "eager"):
             line = sorted((c["elements"], c["ns_per_element"]) for c in ours if c["op"] == op and c["provider"] == provider)
             if line:
@@ -64,7 +64,7 @@ def kernels(results: dict) -> Figure | None:
         )
         if floor:
             axis.loglog(*zip(*floor, strict=True), "--", color="#999999", label="copying as many bytes")
-        axis.set_title(title, fontsize=9)
+        axis.set_title(TITLES[op], fontsize=9)
         axis.grid(True, alpha=0.25)
     handles, labels = max((axis.get_legend_handles_labels() for axis in axes.flat), key=lambda pair: len(pair[1]))
     figure.legend(handles, labels, loc="outside upper right", ncols=3, frameon=False, fontsize=8)
@@ -105,7 +105,7 @@ def ratios(results: dict) -> Figure | None:
 
 def loops(results: dict) -> Figure | None:
     """Where a step's time goes, with fastddpm."""
-    cases = [c for c in results["cases"] if c["level"] == "loop" and c["provider"] == FUSED]
+    cases = [c for c in results["cases"] if c["level"] == "loop" and c["provider"] == FUSED and "parts" in c]
     if not cases:
         return None
     figure, axes = plt.subplots(1, 2, figsize=(11, 1.6 + 0.24 * len(cases)), layout="constrained")

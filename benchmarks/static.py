@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 import triton
 import triton.backends.nvidia
 from fastddpm.kernels.keys import advance_kernel, fill_key_kernel, randn_kernel, timesteps_kernel
-from fastddpm.kernels.mse import mse_backward_kernel, mse_kernel
+from fastddpm.kernels.launcher import FLAGS
+from fastddpm.kernels.mse import mse_kernel, scale_kernel
 from fastddpm.kernels.noising import noising_kernel
 from fastddpm.kernels.reduce import _TILES, finish_hybrid_kernel, finish_kernel, runs_kernel
 from fastddpm.kernels.reverse import _PER_THREAD, reverse_backward_kernel, reverse_kernel
-from fastddpm.kernels.tile import FLAGS, VIEWS, plan
+from fastddpm.kernels.tile import VIEWS, plan
 from fastddpm.kernels.vlb import _PER_THREAD as _PER_THREAD_OF_THE_BOUND
-from fastddpm.kernels.vlb import hybrid_backward_kernel, hybrid_kernel, terms_kernel, vlb_backward_kernel, vlb_kernel
+from fastddpm.kernels.vlb import hybrid_kernel, terms_kernel, vlb_kernel
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -38,6 +39,8 @@ INT64_POINTERS = ("t_ptr", "next_t_ptr", "key_ptr", "next_noise_ptr")
 STEP_OPTIONS = ("x_0_ptr", "kept_ptr", "u_ptr", "h1_ptr", "h2_ptr", "h3_ptr", "guidance_ptr", "bound_ptr",
                 "grad_x_0_ptr", "grad_kept_ptr", "grad_u_ptr")  # fmt: skip
 FLOATS = ("vlb_weight",)
+LOSSES = ("loss_ptr", "mse_ptr", "vlb_ptr")
+UPSTREAMS = ("upstream_ptr", "mse_upstream_ptr", "vlb_upstream_ptr")
 UNALIGNED = ("num_rows", "num_timesteps", "batch", "count", "divisor", "steps", "seed", "subsequence", *FLOATS, *VIEWS)
 
 
@@ -116,14 +119,23 @@ def sample_variants() -> dict[str, Variant]:
     return made | {f"finish_hybrid {size}": Variant(finish_hybrid_kernel, block=size, warps=warps) for size, warps in tiles}
 
 
+def loss_variants(kernel: Any, name: str, about: str, absent: tuple[str, ...], **form: Any) -> dict[str, Variant]:
+    """What may be wanted of a loss's kernel: the loss, its gradient with it, and in a backward that alone."""
+    form["scalars"] = {"count": "fp32"} | form.get("scalars", {})
+    return {
+        f"{name} {about}": Variant(kernel, absent=(*absent, "grad_ptr", *UPSTREAMS), **form),
+        f"{name}_grad {about}": Variant(kernel, absent=(*absent, *UPSTREAMS), **form),
+        f"{name}_backward {about}": Variant(kernel, absent=(*absent, *LOSSES, *UPSTREAMS[1:]), **form),
+    }
+
+
 def main_variants(data: str) -> dict[str, Variant]:
     """Of what works on elements of that dtype, at the block of a large tensor, its noise made of a key."""
-    eps, fp32 = ("x_0_ptr", "x_t_ptr"), {"count": "fp32"}
-    return {
+    eps = ("x_0_ptr", "x_t_ptr")
+    return loss_variants(mse_kernel, "mse", f"key {data}", eps, data=data, **cut(any_batch=True)) | {
         f"randn {data}": Variant(randn_kernel, data, **cut()),
         f"noising key {data}": Variant(noising_kernel, data, **cut()),
-        f"mse key {data}": Variant(mse_kernel, data, absent=eps, **cut(any_batch=True)),
-        f"mse_backward key {data}": Variant(mse_backward_kernel, data, absent=eps, scalars=fp32, **cut()),
+        f"scale {data}": Variant(scale_kernel, data, **cut()),
         f"reverse key {data}": step(reverse_kernel, data=data),
         f"reverse_backward {data}": step(reverse_backward_kernel, data=data, noise=None),
     }
@@ -147,19 +159,15 @@ def step(kernel, *present: str, learned: bool = False, **form: Any) -> Variant:
 
 
 def bound_variants(data: str, channels: int = 0, tanh: bool = False) -> dict[str, Variant]:
-    """Of the bound with variance channels, at its largest blocks (a tanh form's gradient has half)."""
+    """Of the bound with variance channels, at its largest blocks."""
     name = f"{learned_name(data, channels)}, {'tanh' if tanh else 'exact'}"
     form: dict[str, Any] = {"data": data, "channels": channels, "learned": True, "tanh": tanh}
-    forward = form | cut(any_batch=True, most=_PER_THREAD_OF_THE_BOUND)
-    backward = form | cut(most=_PER_THREAD_OF_THE_BOUND // (2 if tanh else 1)) | {"scalars": {"count": "fp32"}}
-    alone = ("x_t_ptr", "mse_upstream_ptr", "vlb_upstream_ptr")
-    return {
-        f"vlb key {name}": Variant(vlb_kernel, absent=("x_t_ptr",), **forward),
-        f"vlb_backward key {name}": Variant(vlb_backward_kernel, absent=("x_t_ptr",), **backward),
-        f"hybrid key {name}": Variant(hybrid_kernel, absent=("x_t_ptr", "loss_ptr"), **forward),
-        f"hybrid_backward key {name}": Variant(hybrid_backward_kernel, absent=alone, **backward),
-        f"terms key {name}": Variant(terms_kernel, absent=("x_t_ptr",), **forward),
-    }
+    form |= cut(any_batch=True, most=_PER_THREAD_OF_THE_BOUND[tanh])
+    return (
+        loss_variants(vlb_kernel, "vlb", f"key {name}", ("x_t_ptr",), **form)
+        | loss_variants(hybrid_kernel, "hybrid", f"key {name}", ("x_t_ptr", "loss_ptr"), **form)
+        | {f"terms key {name}": Variant(terms_kernel, absent=("x_t_ptr",), **form)}
+    )
 
 
 def learned_name(data: str, channels: int) -> str:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 from tqdm import tqdm
 
-from . import growth, loops, machine, plan, versus
+from . import growth, loops, machine, plan, versus, whole
 from .networks import NETWORKS
 from .ops import Case, LeftOutError
 from .peers import DDPMScheduler
@@ -35,6 +35,7 @@ def jobs(quick: bool) -> list[Job]:
     found += [Job(case.name, lambda case=case: versus.layout(case, quick)) for case in plan.layout_cases(quick)]
     for network in ("mlp", "small") if quick else NETWORKS:
         found += [job for kind in ("train", "sample") for job in _loop_jobs(network, kind, quick)]
+    found += [Job(f"loop/{op}/mlp/1", lambda op=op: whole.measure(op, "mlp", 1)) for op in whole.OPS]
     for axis, sizes in {} if quick else growth.SIZES.items():
         found += [Job(f"growth/{axis}/{n}", lambda axis=axis, n=n: growth.measure(axis, n)) for n in sizes]
     return found + [Job(f"threads/{op}", lambda op=op: growth.threads(op)) for op in growth.THREADED]

@@ -10,7 +10,7 @@ LEVELS = {
     "ratio": "kernel and call, in turn (others: the median of the rounds' ratios)",
     "layout": "layout: fastddpm in channels_last, and the ratio to its time in contiguous memory, in turn",
     "call": "call: an op on almost no data",
-    "loop": "loop: a whole step with its network (others: the median of the rounds' ratios)",
+    "loop": "loop: a whole step, or all of a sampling loop, with its network (others: the median of the rounds' ratios)",
     "growth": "growth",
     "threads": "threads (1 thread's time over that of n)",
 }

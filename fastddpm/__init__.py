@@ -4,7 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from . import samplers
 from .diffusion import GaussianDiffusion
-from .functional import mse_loss, q_sample, q_step, reverse_step
+from .functional import mse_loss, q_sample, q_sample_uniform, q_step, reverse_step
 from .graphs import GraphedSampler, GraphedTrainingStep
 from .importance import LossSecondMoment
 from .memory import empty_cache
@@ -31,6 +31,7 @@ __all__ = [
     "noise_key",
     "prior_kl",
     "q_sample",
+    "q_sample_uniform",
     "q_step",
     "randn",
     "reverse_step",

@@ -19,8 +19,10 @@ OPS = (
     "randn_",
     "timesteps",
     "noising",
+    "noising_uniform",
     "mse_loss",
     "mse_loss_backward",
+    "scale_grad_",
     "vlb_loss",
     "vlb_loss_backward",
     "hybrid_loss",
@@ -29,7 +31,7 @@ OPS = (
     "reverse_step",
     "reverse_step_backward",
 )
-"""The ops with a Triton kernel: all but copy_key, a copy already, and those that only the CPU's autograd calls."""
+"""The ops with a Triton kernel: all but copy_key, a copy already."""
 
 WITHOUT_KERNELS = ("MPS", "XPU")
 """Dispatch keys that run the reference and announce it. (So does "CUDA" where triton is missing.)"""

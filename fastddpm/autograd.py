@@ -31,7 +31,8 @@ class Loss(torch.autograd.Function):
     """Of one of the three families of ops NAME, NAME_backward. Saves its inputs; a backward makes the noise again.
 
     `with_grad`: the gradient of the (first) loss is made in the forward, and scaled in place in the backward. A second backward
-    through the same graph (retain_graph) finds it handed out and makes it again, mse's to the same bits.
+    through the same graph (retain_graph) finds it handed out and makes it again, mse's to the same bits (bfloat16's but
+    for a rounding).
     """
 
     @staticmethod
@@ -136,16 +137,17 @@ def hybrid_loss(model_output: Tensor, x_0, x_t, noise, t, rows, tanh_cdf, vlb_we
 def _losses(name: str, model_output: Tensor, others: tuple) -> tuple[Tensor, ...]:
     """The losses by the cheapest way to what is wanted of them.
 
-    The gradient is made in the forward on a CPU only, where the arithmetic of the noise outweighs a read, as it does not on a
-    GPU; not under a compiler, which wants no mutation; and not in half precision, where it would be rounded, or underflow,
-    before a loss scale reaches it.
+    The gradient is made in the forward, but for two cases: a compiler wants no mutation; and in half precision it would be
+    rounded, or underflow, before a loss scale reaches it. bfloat16, with the range of float32, is given to the first on a GPU,
+    where a pass over memory costs the most.
     """
     if _plain():
         return getattr(reference, name)(model_output, *others, False)[:-1]
     if not _wanted(model_output):
         return getattr(ops, name)(model_output, *others, False)[:-1]
     rows = others[TENSORS - 1]
-    with_grad = model_output.dtype is rows.dtype and model_output.is_cpu and not torch.compiler.is_compiling()
+    early = model_output.dtype is rows.dtype or (model_output.dtype is torch.bfloat16 and not model_output.is_cpu)
+    with_grad = early and not torch.compiler.is_compiling()
     return Loss.apply(model_output, name, with_grad, others)
 
 
@@ -153,6 +155,13 @@ def noising(x: Tensor, noise: Tensor | None, t: Tensor, rows: Tensor) -> Tensor:
     if _plain():
         return reference.noising(x, noise, t, rows)
     return Noising.apply(x, noise, t, rows) if _wanted(x) else ops.noising(x, noise, t, rows)
+
+
+def noising_uniform(x: Tensor, key: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    if _plain() or _wanted(x):
+        t = ops.timesteps(key, rows.shape[0])
+        return noising(x, key, t, rows), t
+    return ops.noising_uniform(x, key, rows)
 
 
 def vlb_terms(*inputs) -> tuple[Tensor, Tensor]:

@@ -11,13 +11,13 @@ from tqdm.auto import tqdm
 from .bits_per_dim import Walk, keys_of, parts_of, share_of
 from .checks import as_shape, check_data, check_float_dtype, check_key, check_noise, check_one_of, describe
 from .coefficients import vlb_rows
-from .functional import arithmetic, check_reduction, mse_loss, q_sample
+from .functional import arithmetic, check_reduction, mse_loss, q_sample, q_sample_uniform
 from .importance import LossSecondMoment
 from .models import Model, call_model, device_of
-from .noise import noise_key, timesteps
+from .noise import noise_key
 from .samplers import SAMPLERS, StepRows
 from .samplers.levels import check_start
-from .sampling import Inpainting, SamplingLoop, any_seed, check_seeds, edit_of, first_of, steering_of
+from .sampling import STEERING, Inpainting, SamplingLoop, Steering, any_seed, check_seeds, edit_of, first_of
 from .schedule import FIRST_VARIANCES, LEARNED_VARIANCE_TYPES, VARIANCE_TYPES, NoiseSchedule, check_schedule
 from .vlb import CDFS, hybrid_loss, prior_kl, vlb_loss
 
@@ -111,13 +111,15 @@ class GaussianDiffusion:
         check_reduction(reduction)
         self._check_trains_variance()
         if t_sampler is None:
-            return self._loss_at(timesteps(key, len(self.schedule)), model, x_0, key, model_kwargs, reduction)
+            x_t, t = q_sample_uniform(x_0, self.schedule, key)
+            return self._loss_at(x_t, t, model, x_0, key, model_kwargs, reduction)
         if not isinstance(t_sampler, LossSecondMoment):
             raise TypeError(f"t_sampler: expected a LossSecondMoment or None, got {describe(t_sampler)}")
         if t_sampler.num_timesteps != len(self.schedule):
             raise ValueError(f"t_sampler: expected one of {len(self.schedule)} timesteps, got {t_sampler.num_timesteps}")
         t, weights = t_sampler.sample(key)
-        losses = self._loss_at(t, model, x_0, key, model_kwargs, "none")
+        x_t = q_sample(x_0, t, self.schedule, key)
+        losses = self._loss_at(x_t, t, model, x_0, key, model_kwargs, "none")
         t_sampler.update(t, losses.detach())
         losses = weights * losses
         return losses if reduction == "none" else getattr(losses, reduction)()
@@ -130,9 +132,15 @@ class GaussianDiffusion:
             )
 
     def _loss_at(
-        self, t: Tensor, model: Model, x_0: Tensor, key: Tensor, model_kwargs: Mapping[str, Any] | None, reduction: str
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        model: Model,
+        x_0: Tensor,
+        key: Tensor,
+        model_kwargs: Mapping[str, Any] | None,
+        reduction: str,
     ) -> Tensor:
-        x_t = q_sample(x_0, t, self.schedule, key)
         output = call_model(model, x_t, self._model_t(t), model_kwargs, self.variance_type)
         return self.loss_of(output, x_0, x_t, t, key, reduction)
 
@@ -185,7 +193,8 @@ class GaussianDiffusion:
         Args:
             model: see the class; put it in eval mode first.
             shape: `(B, ...)` of the images.
-            sampler: a name of `samplers.SAMPLERS`, or a `StepRows` (then steps to spacing are the rows', and not read).
+            sampler: a name of `samplers.SAMPLERS`, or a `StepRows` (then steps to spacing are the rows', and not read, and
+                the model's output is what they say).
             steps: how many steps of the chain to walk, or a list of timesteps that falls; None for all.
             seed: an int, or an integer tensor `[B]` of one seed an image: an image's noise then does not depend on its batch.
                 None draws one of torch's default generator.
@@ -198,26 +207,29 @@ class GaussianDiffusion:
             dtype: the samples', and what the model is given.
             first_sample: the index of the batch's first image, so that images made in parts are those of the whole.
             x_T: what to begin with, of the shape, in place of noise.
-            start: how many of the first steps to leave out; x_t is then the sample at the level of the first that is walked.
-            x_t: with start: what to begin with, e.g. an image noised to that level.
+            start: how many of the noisiest steps to leave out: a sampler that reads earlier steps begins anew after them.
+            x_t: with start: what to begin with, at the level of the first step walked, e.g. an image noised to it.
             guidance_scale: classifier-free guidance (Ho & Salimans 2022): uncond + scale (cond - uncond), a number or `[B]`.
             uncond_kwargs: with guidance: what the model is given in place of those of model_kwargs, without the condition.
-            stacked: with guidance: one call of the model on a batch of both, instead of two calls.
+            stacked: with guidance: one call of the model on a batch of both, instead of two calls; all its tensors but scalars
+                are stacked along their first dimension.
             guidance_rescale: how far to bring a guided output's deviation back to the conditional one's (Lin et al. 2023, 3.4).
             thresholding: Imagen's dynamic thresholding (Saharia et al. 2022, 2.3), in place of clip_denoised: the percentile
-                (0 < p <= 1) of abs(x_0_hat) that it is clamped to and divided by, where that is above 1.
+                (0 < p <= 1) of abs(x_0_hat) that it is clamped to and divided by, where that is above 1. (StepRows made without
+                clipping go on with the network's eps_hat.)
             denoised_fn: (x_0_hat, t `[B]`) -> x_0_hat, before it is clamped.
-            cond_fn: (x_t, t `[B]`, **model_kwargs) -> the gradient of log p(y | x_t) by x_t (Dhariwal & Nichol 2021: their
-                algorithm 1 for "ddpm", 2 for the rest).
+            cond_fn: (x_t, t `[B]`, **model_kwargs) -> the gradient of log p(y | x_t) by x_t, to be taken under
+                `torch.enable_grad` (Dhariwal & Nichol 2021: their algorithm 1 for "ddpm", whose last step is not moved, and 2
+                for the rest, before denoised_fn and the clamp).
             callback: (i, t, x, x_0_hat) after each step, i as `reverse_step` takes it, t what the model was given there; x may
-                be changed in place, or a tensor returned to go on with.
+                be changed in place, or a tensor returned to go on with. Of "plms" it may only read.
             inpaint: (known, mask): after each step the sample is `known`, noised to its level, where the mask is 1; between 0
-                and 1 a part of each.
-            return_trajectory: return every step's sample too.
+                and 1 a part of each. Not with "plms".
+            return_trajectory: return every step's sample too: the one result that grows with the steps.
             options: the sampler's own, e.g. eta of "ddim".
 
         Returns:
-            `shape`, of dtype; with return_trajectory `[1 + steps, *shape]`, x_T first and the images last.
+            `shape`, of dtype; with return_trajectory `[1 + steps, *shape]`, the first x and the images last.
 
         Raises:
             TypeError, ValueError: an argument of a wrong type or shape, an unknown name, or two that do not go together, named.
@@ -226,14 +238,16 @@ class GaussianDiffusion:
         check_float_dtype("dtype", dtype)
         check_seeds(seed, shape)
         loop = self._loop(
-            model, shape, device, dtype, sampler, steps, clip_denoised, clip_range, spacing, start, guidance_scale,
-            uncond_kwargs, stacked, guidance_rescale, thresholding, denoised_fn, cond_fn, **options,
+            model, shape, device, dtype, sampler, steps, clip_denoised, clip_range, spacing, start,
+            guidance_scale=guidance_scale, uncond_kwargs=uncond_kwargs, stacked=stacked, guidance_rescale=guidance_rescale,
+            thresholding=thresholding, denoised_fn=denoised_fn, cond_fn=cond_fn, **options,
         )  # fmt: skip
         key = partial(noise_key, any_seed() if seed is None else seed, 0, shape[0], first_sample, device=device)
         x = first_of(shape, dtype, key(stream="initial"), x_T, x_t, start)
-        known = None if inpaint is None else Inpainting(*inpaint, loop.rows, key(stream="inpainting"), x)
+        known = None if inpaint is None else Inpainting(inpaint, loop, key(stream="inpainting"), x)
+        edit = edit_of(loop.rows, callback, known, takes_edits=sampler != "plms")
         trajectory = [x] if return_trajectory else None
-        x = loop(x, key(stream="reverse"), model_kwargs, progress, edit_of(loop.rows, callback, known), trajectory)
+        x = loop(x, key(stream="reverse"), model_kwargs, progress, edit, trajectory)
         return x if trajectory is None else torch.stack(trajectory)
 
     def _loop(
@@ -248,20 +262,14 @@ class GaussianDiffusion:
         clip_range: float = 1.0,
         spacing: str | None = None,
         start: int = 0,
-        guidance_scale: float | Tensor | None = None,
-        uncond_kwargs: Mapping[str, Any] | None = None,
-        stacked: bool = False,
-        guidance_rescale: float = 0.0,
-        thresholding: float | None = None,
-        denoised_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
-        cond_fn: Callable[..., Tensor] | None = None,
         **options: Any,
     ) -> SamplingLoop:
         """What `sample` walks, for arguments like its own."""
-        given = (guidance_scale, uncond_kwargs, stacked, guidance_rescale, thresholding, denoised_fn, cond_fn)
-        steering = steering_of(shape, device, *given, shifts_mean=sampler == "ddpm")
+        steering = Steering(**{name: options.pop(name) for name in STEERING if name in options})
+        clip_denoised = clip_denoised if steering.thresholding is None else True  # its own bound is in that one's place
         rows, first, number = self._rows(sampler, steps, start, clip_denoised, clip_range, spacing, options)
-        return SamplingLoop(rows, model, self.variance_type, steering, device, dtype, first, number)
+        shifts_mean = sampler == "ddpm"
+        return SamplingLoop(rows, model, steering, shape[0], device, dtype, first, number, shifts_mean)
 
     @torch.no_grad()
     def bits_per_dim(
@@ -329,9 +337,7 @@ class GaussianDiffusion:
         """Kept, as the rows are: a second call uploads nothing, and a captured graph's tables live as long as this object."""
         if steps is None:
             return self.schedule
-        if type(steps) is not int:
-            return self.schedule.respace(steps)
-        return self._keep(("chain", self.schedule, steps), lambda: self.schedule.respace(steps))
+        return self._keep(("chain", self.schedule, _hashable(steps)), lambda: self.schedule.respace(steps))
 
     def _rows(
         self,
@@ -345,6 +351,8 @@ class GaussianDiffusion:
     ) -> tuple[StepRows, int, int]:
         """A sampler's rows, how many of the first are not to be walked, and the number of the first."""
         if isinstance(sampler, StepRows):
+            if options:
+                raise TypeError(f"{', '.join(options)}: expected no options beside StepRows, which have theirs in them")
             check_start(start, len(sampler))
             if start and sampler.history:
                 raise ValueError(f"start: expected 0 for StepRows that read earlier steps, got {start}")
@@ -383,5 +391,6 @@ def _snr(chain: NoiseSchedule) -> Tensor:
     return chain.snr
 
 
-def _hashable(steps: int | Sequence[int] | None) -> Any:
-    return steps if steps is None or isinstance(steps, int) else tuple(steps)
+def _hashable(steps: Any) -> Any:
+    steps = steps.tolist() if hasattr(steps, "tolist") else steps
+    return tuple(steps) if isinstance(steps, list) else steps

@@ -18,6 +18,7 @@ from .checks import (
     as_int,
     check_data,
     check_index,
+    check_key,
     check_like,
     check_no_grad,
     check_noise,
@@ -50,6 +51,27 @@ def q_sample(x_0: Tensor, t: Tensor | int, schedule: NoiseSchedule, noise: Tenso
         IndexError: t out of range, on the CPU. On a GPU, where reading it would wait, that sample becomes NaN.
     """
     return _noised("x_0", x_0, t, schedule, noise, q_sample_rows)
+
+
+def q_sample_uniform(x_0: Tensor, schedule: NoiseSchedule, key: Tensor) -> tuple[Tensor, Tensor]:
+    """x_t at a t drawn evenly for each sample: `timesteps` and `q_sample` in one launch, to the same bits.
+
+    Args:
+        x_0: data `[B, ...]`.
+        schedule: a `NoiseSchedule`.
+        key: int64 `[B, 2]`: t and the noise are functions of it.
+
+    Returns:
+        (x_t, t): x_t as `q_sample` gives it, t as `timesteps(key, T)`. x_t is differentiable in x_0.
+
+    Raises:
+        TypeError, ValueError: an argument of a wrong dtype, shape or device, named.
+    """
+    check_data("x_0", x_0)
+    check_schedule(schedule)
+    check_key("key", key)
+    check_noise(key, "x_0", x_0, "key")
+    return autograd.noising_uniform(x_0, key, q_sample_rows(schedule, x_0.device, arithmetic(x_0)))
 
 
 def q_step(x_prev: Tensor, t: Tensor | int, schedule: NoiseSchedule, noise: Tensor) -> Tensor:

@@ -28,6 +28,9 @@ WARM_UPS = 3
 WHOLE_STEPS = 250
 """Up to this length a loop is one graph, a node for each launch, where a quarter of the device's memory is free."""
 
+NOT_REPLAYED = ("callback", "inpaint", "start", "x_T", "x_t", "return_trajectory")
+"""What `sample` takes and a graph cannot."""
+
 
 class GraphedTrainingStep:
     """A whole training step: the model, its loss, the gradients, their clipping, the optimizer, the average, the key's advance.
@@ -155,8 +158,8 @@ class GraphedSampler:
         model, shape, sampler, steps, clip_denoised, device: as `GaussianDiffusion.sample` takes them.
         whole: True for one graph of all steps, False for one of a step, replayed for each; None: as the number of steps and the
             device's memory have it.
-        dtype, clip_range, spacing, guidance_scale to cond_fn, options: as `GaussianDiffusion.sample` takes them. A callback is
-            refused: a replay runs no Python.
+        dtype, clip_range, spacing, guidance_scale to cond_fn, options: as `GaussianDiffusion.sample` takes them. What wants
+            Python between the steps, or another beginning than noise, is refused by name.
 
     Raises:
         TypeError, ValueError: an argument of a wrong type or shape, or one that a graph cannot hold, named.
@@ -174,8 +177,11 @@ class GraphedSampler:
         whole: bool | None = None,
         **options: Any,
     ):
-        if options.pop("callback", None) is not None:
-            raise ValueError("callback: expected None (a graph that is replayed calls no Python), got a callback")
+        refused = [name for name in NOT_REPLAYED if options.pop(name, None) is not None]
+        if refused:
+            raise ValueError(
+                f"{', '.join(refused)}: expected None (a replay begins with noise and calls no Python between steps)"
+            )
         self.diffusion, self.shape, self.device = copy.copy(diffusion), as_shape("shape", shape), device_of(model, device)
         self.dtype = options.pop("dtype", torch.float32)
         self.loop = self.diffusion._loop(model, self.shape, self.device, self.dtype, sampler, steps, clip_denoised, **options)

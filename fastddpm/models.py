@@ -32,7 +32,7 @@ def call_model(model: Model, x_t: Tensor, t: Tensor, model_kwargs: Mapping[str, 
 def device_of(model: Model, device: torch.device | str | None = None) -> torch.device:
     """The one given; else that of a module's first parameter, or the CPU for any other callable."""
     if device is not None:
-        return torch.device(device)
+        return torch.empty(0, device=device).device  # "cuda" with its number, as tensors say it
     parameters = getattr(model, "parameters", None)
     first = next(iter(parameters()), None) if callable(parameters) else None
     return torch.device("cpu") if first is None else first.device

@@ -37,6 +37,7 @@ copy_key = _define("copy_key", "(Tensor key) -> Tensor")
 randn_ = _define("randn_", "(Tensor(a!) out, Tensor key) -> ()")
 timesteps = _define("timesteps", "(Tensor key, int num_timesteps) -> Tensor")
 noising = _define("noising", "(Tensor x, Tensor? noise, Tensor t, Tensor rows) -> Tensor")
+noising_uniform = _define("noising_uniform", "(Tensor x, Tensor key, Tensor rows) -> (Tensor x_t, Tensor t)")
 mse_loss = _define("mse_loss", f"({_TARGET}, bool with_grad) -> (Tensor loss, Tensor grad)")
 mse_loss_backward = _define("mse_loss_backward", f"({_TARGET}, Tensor grad_loss) -> Tensor")
 scale_grad_ = _define("scale_grad_", "(Tensor(a!) grad, Tensor grad_loss) -> ()")
@@ -94,6 +95,11 @@ def _(key, num_timesteps):
 @_fake(noising)
 def _(x, noise, t, rows):
     return torch.empty_like(x)
+
+
+@_fake(noising_uniform)
+def _(x, key, rows):
+    return torch.empty_like(x), key.new_empty(key.shape[0])
 
 
 def _fake_losses(count, model_output, rows, reduction, with_grad):

@@ -6,8 +6,8 @@ earlier steps, and the network's outputs: never one of each step.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any
 
@@ -24,26 +24,60 @@ from .rows import NoisingRow, pack
 from .samplers import StepRows
 
 History = list[Tensor]
+NO_EDITS = "plms takes no edits (an early one would count more than once: docs/samplers.md)"
 
 
 @dataclass(frozen=True)
 class Steering:
     """What is done to the network's outputs before they are a step; `GaussianDiffusion.sample` says what each means."""
 
-    guidance_scale: Tensor | None = None
+    guidance_scale: float | Tensor | None = None
     uncond_kwargs: Mapping[str, Any] | None = None
     stacked: bool = False
     guidance_rescale: float = 0.0
     thresholding: float | None = None
     denoised_fn: Callable[[Tensor, Tensor], Tensor] | None = None
     cond_fn: Callable[..., Tensor] | None = None
-    shifts_mean: bool = False
-    """cond_fn's gradient moves the step's mean (Dhariwal & Nichol 2021, algorithm 1), else the score (algorithm 2)."""
+
+    def __post_init__(self) -> None:
+        if (self.guidance_scale is None) != (self.uncond_kwargs is None):
+            raise ValueError(
+                "guidance_scale, uncond_kwargs: expected both or neither (what the model is given without the condition), got "
+                f"{'uncond_kwargs' if self.guidance_scale is None else 'guidance_scale'} alone"
+            )
+        if self.guidance_scale is None and (self.stacked or self.guidance_rescale):
+            raise ValueError("stacked, guidance_rescale: expected guidance_scale with them, got None")
+        if not 0 <= self.guidance_rescale <= 1:
+            raise ValueError(f"guidance_rescale: expected 0 .. 1, got {self.guidance_rescale}")
+        if self.thresholding is not None and not 0 < self.thresholding <= 1:
+            raise ValueError(f"thresholding: expected a percentile in (0, 1], got {self.thresholding}")
+        for name in ("denoised_fn", "cond_fn"):
+            given = getattr(self, name)
+            if given is not None and not callable(given):
+                raise TypeError(f"{name}: expected a callable, got {describe(given)}")
 
     @property
     def composes(self) -> bool:
         """Whether more than the step's kernel is at work."""
-        return bool(self.guidance_rescale or self.thresholding or self.denoised_fn or self.cond_fn)
+        edits = (self.thresholding, self.denoised_fn, self.cond_fn)
+        return self.guidance_rescale > 0 or any(given is not None for given in edits)
+
+    def scale(self, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor | None:
+        """guidance_scale, where the samples are."""
+        scale = self.guidance_scale
+        if isinstance(scale, Tensor):
+            if not scale.is_floating_point() or scale.shape not in ((), (batch,)) or scale.device != device:
+                wanted = f"a number or a floating [{batch}] on {device}"
+                raise ValueError(f"guidance_scale: expected {wanted}, got {describe(scale)}")
+            return scale.detach().to(dtype)
+        if scale is None:
+            return None
+        if isinstance(scale, bool) or not isinstance(scale, Real) or not math.isfinite(scale):
+            raise ValueError(f"guidance_scale: expected a finite number or a floating tensor [{batch}], got {scale!r}")
+        return torch.full((), float(scale), dtype=dtype, device=device)  # filled there: an upload would wait
+
+
+STEERING = tuple(field.name for field in fields(Steering))
 
 
 class Outputs:
@@ -62,8 +96,8 @@ class Outputs:
         if self.stacked:
             output = call_model(self.model, torch.cat((x, x)), torch.cat((t, t)), self.both, self.variance_type)
             return output[: len(x)], output[len(x) :]
-        output, uncond = (call_model(self.model, x, t, kwargs, self.variance_type) for kwargs in (self.kwargs, self.uncond))
-        return output, uncond
+        output = call_model(self.model, x, t.clone(), self.kwargs, self.variance_type)  # it may change its t
+        return output, call_model(self.model, x, t, self.uncond, self.variance_type)
 
 
 def _stacked(name: str, cond: Any, uncond: Any) -> Any:
@@ -80,15 +114,18 @@ def _stacked(name: str, cond: Any, uncond: Any) -> Any:
 class Inpainting:
     """After each step, what is known of x_0, noised to the level that the step ends at, where the mask is 1."""
 
-    def __init__(self, known: Tensor, mask: Tensor, rows: StepRows, key: Tensor, x: Tensor):
+    def __init__(self, inpaint: tuple[Tensor, Tensor], loop: "SamplingLoop", key: Tensor, x: Tensor):
+        if not isinstance(inpaint, Sequence) or len(inpaint) != 2:
+            raise TypeError(f"inpaint: expected (known, mask), got {describe(inpaint)}")
+        known, mask = inpaint
         check_like("inpaint[0]", known, "the images", x)
-        if not isinstance(mask, Tensor) or mask.device != x.device or torch.broadcast_shapes(mask.shape, x.shape) != x.shape:
+        if not isinstance(mask, Tensor) or mask.device != x.device or not _broadcasts(mask.shape, x.shape):
             raise ValueError(
                 f"inpaint[1]: expected a mask that broadcasts to {list(x.shape)} on {x.device}, got {describe(mask)}"
             )
-        self.known, self.mask, indices = known.to(x.dtype), mask.to(x.dtype), rows.indices_on(x.device)
-        self.table, self.index = rows.table(_level_behind, *arithmetic_of(x.device, x.dtype)), indices.unbind()
-        self.keys = keys_of(key, indices.flip(0)).unbind()
+        self.known, self.mask = known.to(x.dtype), mask.to(x.dtype)
+        self.keys, self.index = loop.keys(key), loop.rows.indices_on(x.device).unbind()
+        self.table = loop.rows.table(_level_behind, *loop.where)
 
     def __call__(self, x: Tensor, i: int) -> Tensor:
         return torch.lerp(x, ops.noising(self.known, self.keys[i], self.index[i], self.table), self.mask)
@@ -103,31 +140,37 @@ class SamplingLoop:
 
     Args:
         rows: the sampler.
-        model, variance_type: the network, and what its output holds.
+        model: the network.
         steering: what is done to its outputs.
-        device, dtype: where the samples are, and theirs.
+        batch, device, dtype: how many samples, where, and theirs.
         first: how many of the first rows are left out.
         number: the number of the rows' first step, which its noise goes by.
+        shifts_mean: cond_fn's gradient moves the step's mean (Dhariwal & Nichol 2021, algorithm 1), else the score (their 2).
     """
 
     def __init__(
         self,
         rows: StepRows,
         model: Model,
-        variance_type: str,
         steering: Steering,
+        batch: int,
         device: torch.device,
         dtype: torch.dtype,
         first: int = 0,
         number: int = 0,
+        shifts_mean: bool = False,
     ):
-        self.first, self.number = first, number
-        self.rows, self.model, self.variance_type, self.steering = rows, model, variance_type, steering
-        self.where = arithmetic_of(device, dtype)
-        self.table = rows.on(*self.where)
+        self.rows, self.model, self.steering = rows, model, steering
+        self.first, self.number, self.shifts_mean = first, number, shifts_mean
+        self.where = (device, torch.float64 if dtype is torch.float64 else torch.float32)
+        self.table, self.scale = rows.on(*self.where), steering.scale(batch, *self.where)
 
     def outputs(self, model_kwargs: Mapping[str, Any] | None) -> Outputs:
-        return Outputs(self.model, self.variance_type, model_kwargs, self.steering)
+        return Outputs(self.model, self.rows.variance_type, model_kwargs, self.steering)
+
+    def keys(self, key: Tensor) -> tuple[Tensor, ...]:
+        """By row, the key at the row's step."""
+        return keys_of(key, self.rows.indices_on(key.device).flip(0) + self.number).unbind()
 
     def __call__(
         self,
@@ -148,14 +191,10 @@ class SamplingLoop:
             edit: (i, x_prev, x_0_hat) -> the sample to go on with.
             trajectory: takes each step's sample.
         """
-        rows, outputs = self.rows, self.outputs(model_kwargs)
-        indices = rows.indices_on(x.device)
-        keys = keys_of(key, indices.flip(0) + self.number).unbind() if rows.adds_noise else (None,) * len(rows)
-        index, ts = (
-            indices.unbind(),
-            rows.timesteps_on(x.device)[:, None].repeat(1, len(x)).unbind(),
-        )  # a model may change its t
-        history = [x] * rows.history  # of which no row reads more than there is
+        rows, outputs, index = self.rows, self.outputs(model_kwargs), self.rows.indices_on(x.device).unbind()
+        keys = self.keys(key) if rows.adds_noise else (None,) * len(rows)
+        ts = rows.timesteps_on(x.device)[:, None].repeat(1, len(x)).unbind()  # a copy: a model may change its t
+        history = [x] * rows.history  # no row reads more than there is by then
         for i in tqdm(range(len(rows) - 1 - self.first, -1, -1), desc="sampling", unit="step", disable=not progress):
             x, x_0, history = self.step(outputs, x, ts[i], index[i], keys[i], history, edit is not None)
             if edit is not None:
@@ -168,58 +207,59 @@ class SamplingLoop:
         self, outputs: Outputs, x: Tensor, t: Tensor, index: Tensor, noise: Tensor | None, history: History, return_x_0: bool
     ) -> tuple[Tensor, Tensor, History]:
         """(x_prev, x_0_hat where it is wanted, the next step's history)"""
-        output, uncond = outputs(x, t)
-        rows, steering = self.rows, self.steering
+        rows, steers = self.rows, self.steering.composes
         wanted = return_x_0 or (rows.history > 0 and not rows.keeps)
-        if steering.composes:
-            made = self._steered(outputs, output, uncond, x, t, index, noise, wanted, history)
-        else:
-            given = (uncond, steering.guidance_scale, None, history, rows.keeps)
-            made = ops.reverse_step(output, x, noise, index, self.table, wanted, *given)
-        x_prev, x_0, kept = made
+        output, uncond = outputs(x, t.clone() if steers else t)
+        scale, table, bound, shift = self.scale, self.table, None, None
+        if steers:
+            output, table, bound, shift = self._steered(output, uncond, x, t, index, outputs.kwargs)
+            uncond = scale = None
+        given = (wanted, uncond, scale, bound, history, rows.keeps)
+        x_prev, x_0, kept = ops.reverse_step(output, x, noise, index, table, *given)
+        if shift is not None:
+            x_prev = ops.noising(x_prev, shift, index, rows.table(_to_mean, *self.where))
         return x_prev, x_0, [kept if rows.keeps else x_0, *history[:-1]] if history else history
 
-    def _steered(self, outputs, output, uncond, x, t, index, noise, wanted, history) -> tuple[Tensor, Tensor, Tensor]:
-        steering, rows = self.steering, self.rows
+    def _steered(
+        self, output: Tensor, uncond: Tensor | None, x: Tensor, t: Tensor, index: Tensor, kwargs: Mapping[str, Any]
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """(the output to step with, the table that reads it, x_0_hat's own bound, what moves the mean by sigma^2 of it)"""
+        steering, rows, where = self.steering, self.rows, self.where
+        table, bound, shift = self.table, None, None
         mean, *v = (output,) if output.shape == x.shape else output.split(x.shape[1], 1)
-        if uncond is not None and steering.guidance_scale is not None:
-            mean = guided(mean, uncond[:, : x.shape[1]] if v else uncond, steering.guidance_scale, steering.guidance_rescale)
+        if uncond is not None and self.scale is not None:
+            mean = guided(mean, uncond[:, : x.shape[1]] if v else uncond, self.scale, steering.guidance_rescale)
         if steering.cond_fn is not None:
-            by_x = steering.cond_fn(x, t, **outputs.kwargs)
+            by_x = steering.cond_fn(x, t, **kwargs)
             check_like("cond_fn's gradient", by_x, "x_t", x)
-            if not steering.shifts_mean:
-                mean = ops.noising(mean, by_x, index, rows.table(_to_score, *self.where))
-        bound, table = None, self.table
+            if not self.shifts_mean:
+                mean = ops.noising(mean, by_x, index, rows.table(_to_score, *where))
+            elif v:  # an index of no dimension is read by the host
+                shift = by_x * (2 * rows.table(_exponent, *where).index_select(0, index.view(1)) * v[0]).exp()
+            else:
+                shift = by_x
         if steering.denoised_fn is not None or steering.thresholding is not None:
-            x_0 = ops.noising(x, mean, index, rows.table(_to_x_0, *self.where))
+            x_0 = ops.noising(x, mean, index, rows.table(_to_x_0, *where))
             if steering.denoised_fn is not None:
                 x_0 = mean = steering.denoised_fn(x_0, t)
                 check_like("denoised_fn's x_0_hat", x_0, "x_t", x)
-                table = rows.of_x_0.on(*self.where)
-            bound = None if steering.thresholding is None else dynamic_bound(x_0, steering.thresholding)
-        output = torch.cat((mean, *v), 1) if v else mean
-        made = ops.reverse_step(output, x, noise, index, table, wanted, None, None, bound, history, rows.keeps)
-        if steering.cond_fn is None or not steering.shifts_mean:
-            return made
-        by_x = by_x * (2 * rows.table(_exponent, *self.where)[index] * v[0]).exp() if v else by_x
-        return ops.noising(made[0], by_x, index, rows.table(_to_mean, *self.where)), *made[1:]
+                table = rows.of_x_0.on(*where)
+            if steering.thresholding is not None:
+                bound = dynamic_bound(x_0, steering.thresholding)
+        return torch.cat((mean, *v), 1) if v else mean, table, bound, shift
 
 
 # ---- what a loop is asked for, checked ----
 
 
 def any_seed() -> int:
-    """Of torch's default generator."""
+    """Drawn from torch's default generator on the CPU, before the first step: the one value that the host reads."""
     return int(torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device="cpu"))
 
 
 def check_seeds(seed: int | Tensor | None, shape: tuple[int, ...]) -> None:
     if isinstance(seed, Tensor) and seed.shape != shape[:1]:
         raise ValueError(f"seed: expected an int or [{shape[0]}] seeds, one an image, got {describe(seed)}")
-
-
-def arithmetic_of(device: torch.device, dtype: torch.dtype) -> tuple[torch.device, torch.dtype]:
-    return device, torch.float64 if dtype is torch.float64 else torch.float32
 
 
 def first_of(
@@ -244,50 +284,17 @@ def first_of(
     return given.detach().to(dtype)
 
 
-def steering_of(
-    shape: tuple[int, ...],
-    device: torch.device,
-    guidance_scale: float | Tensor | None,
-    uncond_kwargs: Mapping[str, Any] | None,
-    stacked: bool,
-    guidance_rescale: float,
-    thresholding: float | None,
-    denoised_fn: Callable[[Tensor, Tensor], Tensor] | None,
-    cond_fn: Callable[..., Tensor] | None,
-    shifts_mean: bool,
-) -> Steering:
-    if (guidance_scale is None) != (uncond_kwargs is None):
-        raise ValueError(
-            "guidance_scale, uncond_kwargs: expected both or neither (what the model is given without the condition), got "
-            f"{'uncond_kwargs' if guidance_scale is None else 'guidance_scale'} alone"
-        )
-    if guidance_scale is None and (stacked or guidance_rescale):
-        raise ValueError("stacked, guidance_rescale: expected guidance_scale with them, got None")
-    if not 0 <= guidance_rescale <= 1:
-        raise ValueError(f"guidance_rescale: expected 0 .. 1, got {guidance_rescale}")
-    if thresholding is not None and not 0 < thresholding <= 1:
-        raise ValueError(f"thresholding: expected a percentile in (0, 1], got {thresholding}")
-    for name, given in (("denoised_fn", denoised_fn), ("cond_fn", cond_fn)):
-        if given is not None and not callable(given):
-            raise TypeError(f"{name}: expected a callable, got {describe(given)}")
-    scale = None if guidance_scale is None else _scale(guidance_scale, shape, device)
-    return Steering(scale, uncond_kwargs, stacked, guidance_rescale, thresholding, denoised_fn, cond_fn, shifts_mean)
-
-
-def _scale(scale: float | Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    if isinstance(scale, Tensor):
-        if not scale.is_floating_point() or scale.shape not in ((), shape[:1]) or scale.device != device:
-            raise ValueError(f"guidance_scale: expected a number or a floating [{shape[0]}] on {device}, got {describe(scale)}")
-        return scale.detach().float()
-    if isinstance(scale, bool) or not isinstance(scale, Real) or not math.isfinite(scale):
-        raise ValueError(f"guidance_scale: expected a finite number or a floating tensor [{shape[0]}], got {scale!r}")
-    return torch.full((), float(scale), device=device)  # filled there: an upload would wait
-
-
 def edit_of(
-    rows: StepRows, callback: Callable[[int, Any, Tensor, Tensor], Tensor | None] | None, inpaint: Inpainting | None
+    rows: StepRows,
+    callback: Callable[[int, Any, Tensor, Tensor], Tensor | None] | None,
+    inpaint: Inpainting | None,
+    takes_edits: bool,
 ) -> Callable[[int, Tensor, Tensor], Tensor] | None:
     """What is done to a sample between two steps."""
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback: expected a callable, got {describe(callback)}")
+    if inpaint is not None and not takes_edits:
+        raise ValueError(f"inpaint: expected None, since {NO_EDITS}")
     if callback is None and inpaint is None:
         return None
     timesteps = rows.timesteps.tolist()
@@ -297,6 +304,8 @@ def edit_of(
         changed = None if callback is None else callback(i, timesteps[i], x, x_0)
         if changed is None:
             return x
+        if not takes_edits:
+            raise ValueError(f"callback: expected it to return None, since {NO_EDITS}, got {describe(changed)}")
         check_like("callback's x", changed, "x_t", x)
         return changed.to(x.dtype)
 
@@ -309,7 +318,8 @@ def edit_of(
 def guided(cond: Tensor, uncond: Tensor, scale: Tensor, rescale: float = 0.0) -> Tensor:
     """uncond + scale (cond - uncond) (Ho & Salimans 2022), `rescale` of the way to cond's deviation in each sample (Lin et al.
     2023, equations 14 to 16)."""
-    output = torch.lerp(uncond, cond, _per_sample(scale, cond))
+    cond, uncond = cond.to(scale.dtype), uncond.to(scale.dtype)
+    output = torch.lerp(uncond, cond, scale.view(-1, *(1,) * (cond.dim() - 1)))
     if not rescale:
         return output
     over = tuple(range(1, cond.dim()))
@@ -320,14 +330,10 @@ def guided(cond: Tensor, uncond: Tensor, scale: Tensor, rescale: float = 0.0) ->
 def dynamic_bound(x_0: Tensor, percentile: float) -> Tensor:
     """`[B]`: each sample's percentile of abs(x_0_hat), and 1 at least (Saharia et al. 2022, 2.3). (torch.quantile takes no more
     than 2^24 elements.)"""
-    values = x_0.flatten(1).abs().float().sort(1).values
+    values = x_0.flatten(1).abs().to(torch.promote_types(x_0.dtype, torch.float32)).sort(1).values
     place = percentile * (values.shape[1] - 1)
     low, high = values[:, math.floor(place)], values[:, math.ceil(place)]
     return (low + (place % 1) * (high - low)).clamp(min=1.0)
-
-
-def _per_sample(values: Tensor, x: Tensor) -> Tensor:
-    return values.to(x.dtype).reshape(-1, *(1,) * (x.dim() - 1))
 
 
 # ---- tables of two columns, for what `ops.noising` composes: first x's, then the other's ----
@@ -348,7 +354,7 @@ def _to_score(rows: StepRows) -> Tensor:
 
 
 def _to_mean(rows: StepRows) -> Tensor:
-    """The mean and sigma^2 times the gradient."""
+    """The mean and sigma^2 times the gradient: the last step, which adds no noise, is not moved."""
     return pack(NoisingRow(torch.ones_like(rows.columns.sigma), rows.columns.sigma**2))
 
 
@@ -357,7 +363,9 @@ def _exponent(rows: StepRows) -> Tensor:
 
 
 def _level_behind(rows: StepRows) -> Tensor:
-    """x_t of x_0 and noise, at the level that each row ends at."""
+    """x_t of x_0 and noise, at the level that each row ends at: that of the row after it, and after row 0 without noise."""
     a_2 = rows.levels()
+    if a_2[0] == 1 or bool((a_2[1:] > a_2[:-1]).any()):
+        raise ValueError("inpaint: expected a sampler that walks towards less noise, got one that walks towards more")
     a_2 = torch.cat((torch.ones_like(a_2[:1]), a_2[:-1]))
     return pack(NoisingRow(a_2.sqrt(), (1 - a_2).sqrt()))

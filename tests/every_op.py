@@ -3,7 +3,19 @@
 import torch
 from helpers import every_column, values
 
-from fastddpm import NoiseSchedule, hybrid_loss, mse_loss, ops, q_sample, q_step, randn, reverse_step, samplers, vlb_loss
+from fastddpm import (
+    NoiseSchedule,
+    hybrid_loss,
+    mse_loss,
+    ops,
+    q_sample,
+    q_sample_uniform,
+    q_step,
+    randn,
+    reverse_step,
+    samplers,
+    vlb_loss,
+)
 from fastddpm.coefficients import vlb_rows
 from fastddpm.vlb import CDFS
 
@@ -61,6 +73,9 @@ def results(key, t, shape, dtype, place, near=True):
 
     last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
     yield "randn", randn(key, shape, dtype, torch.channels_last if last else torch.contiguous_format)
+    x_t, drawn = q_sample_uniform(x, SCHEDULE, key)
+    yield "q_sample_uniform's t", drawn
+    yield from of(f"{exact}q_sample_uniform", lambda: x_t)
     for kind, noise in {"of a key": key, "of a tensor": z}.items():
         yield from of(f"{exact}q_sample {kind}", noised(q_sample, noise), x)
         yield from of(f"{exact}q_step {kind}", noised(q_step, noise), x)

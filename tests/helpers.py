@@ -1,6 +1,7 @@
 """What several test modules need: backends, layouts in memory, poisoned outputs, and what counts as right."""
 
 import importlib
+import inspect
 import itertools
 from contextlib import contextmanager
 
@@ -9,7 +10,7 @@ import torch
 import fastddpm.autograd
 import fastddpm.functional
 import fastddpm.noise
-from fastddpm import _extension, noise_key, randn, reference
+from fastddpm import _extension, _triton, noise_key, randn, reference
 from fastddpm.samplers import StepRows
 
 INSTRUCTION_SETS: tuple[str, ...] = tuple(getattr(_extension.module, "isas", ()))
@@ -39,6 +40,19 @@ def on_reference():
     finally:
         for user, op in zip(users, ops, strict=True):
             user.ops = op
+
+
+@contextmanager
+def on_triton():
+    """The Triton kernels under the CPU key, in the place of whatever serves it."""
+    library = torch.library.Library("fastddpm", "IMPL")
+    override = {"allow_override": True} if "allow_override" in inspect.signature(library.impl).parameters else {}
+    for name in _triton.OPS:
+        library.impl(name, _triton.kernel(name), "CPU", **override)
+    try:
+        yield
+    finally:
+        library._destroy()
 
 
 @contextmanager

@@ -14,14 +14,15 @@ def model(x, t, num_timesteps):
     return torch.sin(x + 2 * t / num_timesteps) + 0.2 * x
 
 
-def walk(rows, x, noises, network, kept=None, start=None, edit=None):
+def walk(rows, x, noises, network, kept=None, start=None, edit=None, threshold=None):
     """The loop over a sampler's rows, from the last (or `start`) to row 0, as `reverse_step` has it, in x's dtype. `edit(n, x)`
-    is what somebody makes of x after the n-th row."""
+    is what somebody makes of x after the n-th row, `threshold(x_0)` what is in the place of the clamp."""
     kept = kept or [torch.zeros_like(x)] * 3
     for n, i in enumerate(range(len(rows) - 1 if start is None else start, -1, -1)):
         k = type(rows.columns)(*(column[i].to(x.dtype) for column in rows.columns))
         out = network(x, rows.timesteps[i])
-        x_0 = (k.p_x * x + k.p_o * out).clamp(-k.bound, k.bound)
+        x_0 = k.p_x * x + k.p_o * out
+        x_0 = x_0.clamp(-k.bound, k.bound) if threshold is None else threshold(x_0)
         x_prev = k.k_x * x + k.k_0 * x_0 + k.k_o * out + k.k_h1 * kept[0] + k.k_h2 * kept[1] + k.k_h3 * kept[2]
         x_prev = x_prev + k.sigma * noises[n].to(x.dtype) if k.sigma else x_prev
         kept = [k.c_x * x + k.c_0 * x_0 if rows.keeps else x_0, *kept[:2]]

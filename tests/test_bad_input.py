@@ -7,7 +7,6 @@ import torch
 from helpers import values
 
 from fastddpm import (
-    GaussianDiffusion,
     NoiseSchedule,
     advance,
     hybrid_loss,
@@ -15,6 +14,7 @@ from fastddpm import (
     noise_key,
     prior_kl,
     q_sample,
+    q_sample_uniform,
     q_step,
     randn,
     reverse_step,
@@ -83,6 +83,18 @@ CASES = {
     "x_0 no tensor": (lambda: sample(x_0=X.tolist()), TypeError, rf"x_0: {FLOATING} .*got list"),
     "x_0 a scalar": (lambda: sample(x_0=torch.tensor(1.0)), TypeError, rf"x_0: {FLOATING} .*got float32 \[\]"),
     "x_prev of integers": (lambda: one_step(x_prev=X.int()), TypeError, rf"x_prev: {FLOATING} .*got int32"),
+    "uniform, of integers": (lambda: q_sample_uniform(X.long(), SCHEDULE, KEY), TypeError, rf"x_0: {FLOATING} .*got int64"),
+    "uniform, no schedule": (lambda: q_sample_uniform(X, None, KEY), TypeError, "schedule: expected"),
+    "uniform, noise in place of a key": (
+        lambda: q_sample_uniform(X, SCHEDULE, X),
+        TypeError,
+        r"key: expected an int64 key \[B, 2\] from noise_key, got float32 \[4, 3, 5, 5\]",
+    ),
+    "uniform, a key of another batch": (
+        lambda: q_sample_uniform(X, SCHEDULE, KEY[:3]),
+        ValueError,
+        r"key: expected a key of 4 rows \(the batch of x_0\), got 3",
+    ),
     "output of integers": (lambda: loss(model_output=X.long()), TypeError, rf"model_output: {FLOATING} .*got int64"),
     "output None": (lambda: step(model_output=None), TypeError, rf"model_output: {FLOATING}, got NoneType"),
     "output of another shape": (lambda: step(model_output=X[..., 0]), ValueError, "model_output: " + SHAPES.format("x_t")),
@@ -376,104 +388,6 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_bad_input(case):
     call, error, message = CASES[case]
-    with pytest.raises(error, match=message):
-        call()
-
-
-# ---- GaussianDiffusion ----
-
-
-def identity(x, t):
-    return x
-
-
-DIFFUSION_CASES = {
-    "schedule": (lambda: GaussianDiffusion(SCHEDULE.betas), TypeError, "schedule: expected a NoiseSchedule, got float64"),
-    "prediction type": (lambda: GaussianDiffusion(SCHEDULE, "eps"), ValueError, "prediction_type: .*, got 'eps'"),
-    "variance type": (lambda: GaussianDiffusion(SCHEDULE, variance_type="x"), ValueError, "variance_type: .*, got 'x'"),
-    "loss": (lambda: GaussianDiffusion(SCHEDULE, loss="l1"), ValueError, "loss: expected one of 'mse'.*, got 'l1'"),
-    "loss of a learned variance": (
-        lambda: GaussianDiffusion(SCHEDULE, variance_type="learned_range").training_loss(
-            identity, torch.zeros(2, 3, 4, 4), noise_key(0, batch_size=2)
-        ),
-        ValueError,
-        "loss: expected 'hybrid', 'kl' or 'rescaled_kl' to train variance_type 'learned_range', got 'mse'",
-    ),
-    "weight of the bound": (
-        lambda: GaussianDiffusion(SCHEDULE, loss="kl", weight="min_snr"),
-        ValueError,
-        "weight: expected None for loss 'kl' .*, got 'min_snr'",
-    ),
-    "table of the bound": (
-        lambda: GaussianDiffusion(SCHEDULE, loss="rescaled_kl", weight=torch.ones(1000)),
-        ValueError,
-        r"weight: expected None for loss 'rescaled_kl' .*, got 'float32 \[1000\] on cpu'",
-    ),
-    "vlb_weight": (
-        lambda: GaussianDiffusion(SCHEDULE, vlb_weight=1.0),
-        ValueError,
-        "vlb_weight: expected None for loss 'mse', got 1.0",
-    ),
-    "cdf": (lambda: GaussianDiffusion(SCHEDULE, cdf="erf"), ValueError, "cdf: expected one of .*, got 'erf'"),
-    "first variance": (
-        lambda: GaussianDiffusion(SCHEDULE, first_variance="x"),
-        ValueError,
-        "first_variance: expected one of .*, got 'x'",
-    ),
-    "output without variance channels": (
-        lambda: GaussianDiffusion(SCHEDULE, variance_type="learned", loss="kl").training_loss(identity, X, KEY),
-        ValueError,
-        r"model: expected .*\[4, 6, 5, 5\].*, got \[4, 3, 5, 5\]",
-    ),
-    "data": (lambda: GaussianDiffusion(SCHEDULE).training_loss(identity, X.long(), KEY), TypeError, "x_0: .*got int64"),
-    "key": (
-        lambda: GaussianDiffusion(SCHEDULE).training_loss(identity, X, X),
-        TypeError,
-        r"key: expected an int64 key \[B, 2\] from noise_key, got float32",
-    ),
-    "key of another batch": (
-        lambda: GaussianDiffusion(SCHEDULE).training_loss(identity, X, KEY[:3]),
-        ValueError,
-        r"key: expected .*4 .*, got 3",
-    ),
-    "key of one row": (
-        lambda: GaussianDiffusion(SCHEDULE).training_loss(identity, X, KEY[:1]),
-        ValueError,
-        r"key: expected .*4 .*, got 1",
-    ),
-    "output of another shape": (
-        lambda: GaussianDiffusion(SCHEDULE).training_loss(lambda x, t: torch.cat((x, x), 1), X, KEY),
-        ValueError,
-        r"expected .*shape \[4, \d, 5, 5\], got \[4, \d, 5, 5\]",
-    ),
-    "output no tensor": (
-        lambda: GaussianDiffusion(SCHEDULE).training_loss(lambda x, t: (x,), X, KEY),
-        TypeError,
-        r"model: expected a tensor, or an object whose .sample is one, got tuple",
-    ),
-    "reduction": (
-        lambda: GaussianDiffusion(SCHEDULE).training_loss(identity, X, KEY, reduction="max"),
-        ValueError,
-        "reduction: .*, got 'max'",
-    ),
-    "sampler": (
-        lambda: GaussianDiffusion(SCHEDULE).sample(identity, (2, 3), "euler3"),
-        ValueError,
-        "sampler: .*, got 'euler3'",
-    ),
-    "steps": (lambda: GaussianDiffusion(SCHEDULE).sample(identity, (2, 3), steps=1001), ValueError, "steps: .*, got 1001"),
-    "shape": (lambda: GaussianDiffusion(SCHEDULE).sample(identity, ()), ValueError, r"shape: expected \(B, \.\.\.\), got \(\)"),
-    "seeds of another batch": (
-        lambda: GaussianDiffusion(SCHEDULE).sample(identity, (3, 2), seed=torch.tensor([1, 2])),
-        ValueError,
-        r"seed: expected an int or \[3\] seeds, .*, got int64 \[2\]",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", DIFFUSION_CASES)
-def test_bad_input_of_gaussian_diffusion(case):
-    call, error, message = DIFFUSION_CASES[case]
     with pytest.raises(error, match=message):
         call()
 

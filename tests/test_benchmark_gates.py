@@ -9,7 +9,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the suite is no part of the package
 
-from benchmarks import gates, inputs, ops, peers, plan
+from benchmarks import gates, inputs, ops, peers, plan, solvers
 
 FUSED, OWN_NOISE = ops.FUSED, "eager"
 PARTS = {
@@ -21,6 +21,8 @@ PARTS = {
     "hybrid": ("loss", "gradient"),
     "kl": ("loss", "gradient"),
     "bits_per_dim": ("vb", "mse", "the next x_t"),
+    "guided": ("x_prev", "x_0_hat"),
+    **dict.fromkeys(solvers.FORMULAS, ("x_prev without noise", "x_0_hat")),
 }
 NOISY = {"the noise", "x_t", "x_prev", "the next x_t"}
 """Of a provider with noise of its own, a little more of one is another draw and no mistake."""

@@ -27,12 +27,14 @@ from benchmarks import (  # noqa: E402
     loops,
     networks,
     ops,
+    peers,
     plan,
     plots,
     record,
     suite,
     table,
     versus,
+    whole,
 )
 from fastddpm import _extension  # noqa: E402
 
@@ -261,6 +263,25 @@ def test_a_loops_gate_sees_a_wrong_loss():
         loop.check_losses({"half": lambda: loop._fused_loss()() / 2})
     with pytest.raises(AssertionError, match="quiet's step"):
         loop.check_steps({"quiet": lambda x, i: eager.step(loop.model(x, x), x, eager.numbers(loop.schedule, i), 0.0)[0]})
+
+
+@needs_diffusers
+def test_a_whole_loop_stands_in_the_table_and_in_the_documents(monkeypatch, tmp_path):
+    monkeypatch.setattr(whole, "BUDGET", 0.0)
+    run = results(others(), *whole.measure("ddim", "mlp", 1))
+    (row,) = [line for line in table.text(run, {}).splitlines() if line.startswith("ddim/mlp/1 ")]
+    assert "images/s" in row and row.rstrip().endswith("x")
+    assert "| 50 DDIM steps, MLP on action chunks, 1.43 M, batch 1 |" in docs.whole(run)
+    assert docs.loops(run, "sample").count("\n") == 1 and plots.loops(run) is None  # it has no parts
+    assert len(plots.save(run, tmp_path / "run.json")) == 2  # the ratios
+
+
+@needs_diffusers
+def test_a_whole_loop_to_other_images_has_no_figure(monkeypatch):
+    network = networks.NETWORKS["mlp"].make().eval()
+    monkeypatch.setitem(peers.SCHEDULERS, "ddim", "EulerDiscreteScheduler")
+    with pytest.raises(AssertionError, match="not close"):
+        whole.calls("ddim", network, (2, 16, 7))
 
 
 @needs_diffusers

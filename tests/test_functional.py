@@ -14,10 +14,12 @@ from fastddpm import (
     mse_loss,
     noise_key,
     q_sample,
+    q_sample_uniform,
     q_step,
     randn,
     reverse_step,
     samplers,
+    timesteps,
 )
 from fastddpm.coefficients import q_sample_rows
 from fastddpm.schedule import FIXED_VARIANCE_TYPES, LEARNED_VARIANCE_TYPES, PREDICTION_TYPES
@@ -40,6 +42,20 @@ SHAPES = (
 )
 """One element a sample to more than one chunk, aligned to a block of noise and not, one to five dimensions."""
 # ---- noising ----
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULE, SCHEDULE.respace(7), NoiseSchedule.linear(1)], ids=len)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_q_sample_uniform_is_q_sample_at_the_timesteps(dtype, schedule):
+    key, x = noise_key(5, 6, 3), values(3, 4, 5, 6, dtype=dtype)
+    t = timesteps(key, len(schedule))
+    for wanted in (False, True):
+        x.requires_grad_(wanted)
+        x_t, drawn = q_sample_uniform(x, schedule, key)
+        expected = q_sample(x, t, schedule, key)
+        assert same_bits(drawn, t) and same_bits(x_t, expected)
+    grads = (torch.autograd.grad(out, x, torch.ones_like(x))[0] for out in (x_t, expected))
+    assert same_bits(*grads)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -14,7 +14,7 @@ triton = pytest.importorskip("triton")
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # the suite is no part of the package
 
-from benchmarks import gpu_bench, gpu_loops, gpu_profile, gpu_publish, gpu_tune, loops, record  # noqa: E402
+from benchmarks import captured, gpu_bench, gpu_loops, gpu_profile, gpu_publish, gpu_tune, loops, record  # noqa: E402
 from benchmarks.networks import NETWORKS, OWN  # noqa: E402
 
 STAGES = {
@@ -22,7 +22,7 @@ STAGES = {
     "kernels": (gpu_bench, (), {"copy", "reverse", "hybrid gradient"}),
     "compile": (gpu_bench, ("--compile",), {"copy", "reverse", "hybrid gradient"}),
     "tune": (gpu_tune, (), {"noising", "mse", "reverse"}),
-    "loops": (gpu_loops, (), {"train", "sample"}),
+    "loops": (gpu_loops, (), {"train", "sample", *captured.KINDS}),
 }
 
 
@@ -35,7 +35,7 @@ def test_a_stage_walks_through_on_the_cpu_and_marks_its_rows(stage, tmp_path, mo
     module, options, wanted = STAGES[stage]
     monkeypatch.setattr(sys, "argv", [stage, "--out", str(tmp_path), "--dry-run", *options])
     monkeypatch.setattr(loops.peers, "DDPMScheduler", None)  # with the network of our own
-    for owner, name in ((loops, "BUDGET"), (loops, "why_not_compiled")):
+    for owner, name in ((loops, "BUDGET"), (loops, "why_not_compiled"), (captured, "BUDGET"), (captured, "STEPS")):
         monkeypatch.setattr(owner, name, getattr(owner, name))  # put back: a dry run changes them
     monkeypatch.setitem(NETWORKS, "own", OWN)
     assert module.main() == 0
@@ -43,6 +43,7 @@ def test_a_stage_walks_through_on_the_cpu_and_marks_its_rows(stage, tmp_path, mo
     assert first["machine"]["triton"] == triton.__version__ and all(row["dry"] for row in (first, *rows))
     assert wanted <= {row["what"] for row in rows}
     if stage == "loops":
+        assert not [row for row in rows if "left_out" in row and row["network"] == "mlp"]
         assert {row["title"] for row in rows} == {NETWORKS["mlp"].title, OWN.title}
 
 

@@ -61,13 +61,29 @@ def test_gradcheck_mse_loss(prediction_type, reduction):
 @pytest.mark.parametrize("with_grad", [True, False], ids=["in_forward", "in_backward"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "every_second"])
 def test_gradcheck_both_ways_to_a_loss_gradient(with_grad, layout):
-    """One is eager float32's on a CPU, the other everyone else's."""
+    """One is eager float32's, the other a compiler's and float16's."""
     out, x_0, t, key = leaf(*SHAPE, **wide), values(*SHAPE, seed=1, **wide), spread(3), noise_key(1, 2, 3)
     others = (key, x_0, None, t, mse_rows(SCHEDULE, "v_prediction", "min_snr", t.device, torch.float64))
     for reduction in range(3):
         assert gradcheck(
             lambda x, r=reduction: autograd.Loss.apply(LAYOUTS[layout](x), "mse_loss", with_grad, (*others, r)), out
         )
+
+
+@pytest.mark.parametrize(
+    "device, dtype, early",
+    [
+        ("cpu", torch.float32, True), ("cpu", torch.bfloat16, False), ("cpu", torch.float16, False),
+        ("meta", torch.float32, True), ("meta", torch.bfloat16, True), ("meta", torch.float16, False),
+    ],
+)  # fmt: skip
+def test_where_a_gradient_is_made_with_its_loss(monkeypatch, device, dtype, early):
+    """By dtype, on a CPU and elsewhere, for which the device without memory stands."""
+    asked = []
+    monkeypatch.setattr(autograd.Loss, "apply", lambda out, name, with_grad, others: asked.append(with_grad) or (out,))
+    out, t, rows = torch.empty(2, 3, device=device, dtype=dtype, requires_grad=True), spread(2), torch.empty(9, 4)
+    autograd.mse_loss(out, None, None, None, t, rows, 0)
+    assert asked == [early]
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)

@@ -10,7 +10,8 @@ from helpers import same_bits, values
 from recorded_graphs import recorded
 
 from fastddpm import GaussianDiffusion, LossSecondMoment, NoiseSchedule, advance, graphs, noise_key
-from fastddpm.graphs import GraphedSampler, GraphedTrainingStep
+from fastddpm.graphs import NOT_REPLAYED, GraphedSampler, GraphedTrainingStep
+from fastddpm.samplers import SAMPLERS
 
 SHAPE = (4, 3, 8, 8)
 LANES = [
@@ -246,6 +247,60 @@ def test_a_graphed_samplers_images_are_samples(lane, whole, variance_type, steps
     assert same_bits(images[0], images[3]) and not same_bits(images[0], images[1])
     if lane == "recorded":
         assert sampler._graph.graph.replays == 4 * (1 if whole else steps or 12)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("options", [{}, {"stacked": True}, {"stacked": True, "guidance_rescale": 0.5}], ids=str)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_graphed_samplers_images_are_every_samplers(lane, whole, options, name):
+    """Its history is in buffers, which a second call finds full of the first one's; what guides it is read where it lies."""
+    device = device_of(lane)
+    diffusion, steps = GaussianDiffusion(NoiseSchedule.linear(50)), 6
+    scale, label_0 = torch.ones(4, device=device), torch.zeros(4, device=device)
+    options = {"guidance_scale": scale, "uncond_kwargs": {"label": label_0}, **options}
+    sampler = GraphedSampler(diffusion, half, SHAPE, name, steps, device=device, whole=whole, **options)
+    for seed, label in ((0, 100.0), (3, 300.0)):
+        kwargs = {"label": torch.full((4,), label, device=device)}
+        scale.fill_(2.5 + seed), label_0.fill_(-seed)
+        same = {"seed": seed, "model_kwargs": kwargs, "device": device, "progress": False, **options}
+        wanted = diffusion.sample(half, SHAPE, name, steps, **same)
+        assert same_bits(sampler(seed, kwargs), wanted)
+    if lane == "recorded":
+        assert sampler._graph.graph.replays == 2 * (1 if whole else len(sampler.loop.rows))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_composes_outside_the_step_is_captured_too(lane, whole):
+    device = device_of(lane)
+    diffusion = GaussianDiffusion(NoiseSchedule.linear(12), variance_type="learned_range")
+    steered = {
+        "thresholding": 0.9,
+        "denoised_fn": lambda x_0, t: 3 * x_0,
+        "cond_fn": lambda x, t, **_: -x,
+        "dtype": torch.float64,
+    }
+
+    def model(x, t):
+        return half(x, t).repeat(1, 2, 1, 1)
+
+    sampler = GraphedSampler(diffusion, model, SHAPE, device=device, whole=whole, **steered)
+    for seed in (1, 2):
+        assert same_bits(sampler(seed), diffusion.sample(model, SHAPE, seed=seed, device=device, progress=False, **steered))
+
+
+@pytest.mark.parametrize("name", NOT_REPLAYED)
+def test_what_wants_python_between_the_steps_is_refused_by_name(name):
+    with pytest.raises(ValueError, match=f"^{name}: expected None"):
+        GraphedSampler(GaussianDiffusion(NoiseSchedule.linear(6)), half, SHAPE, **{name: 1})
+    GraphedSampler(GaussianDiffusion(NoiseSchedule.linear(6)), half, SHAPE, **{name: None})
+
+
+def test_without_a_seed_a_graphed_samplers_images_are_torchs_generators():
+    sampler = GraphedSampler(GaussianDiffusion(NoiseSchedule.linear(6)), half, SHAPE)
+    torch.manual_seed(1)
+    first, second = sampler(), sampler()
+    torch.manual_seed(1)
+    assert same_bits(sampler(), first) and not same_bits(first, second)
 
 
 @pytest.mark.parametrize("whole", [True, False])

@@ -63,6 +63,7 @@ def test_opcheck_noising(layout):
         rows = q_sample_rows(SCHEDULE, CPU, torch.float32)
         check(ops.noising, x, key(), t, rows)
         check(ops.noising, x, None, t.int(), rows)
+        check(ops.noising_uniform, x, key(), rows)
         check(ops.noising, x, values(*SHAPE), torch.tensor(5), rows)
 
 

@@ -3,6 +3,8 @@
 Skipped without a GPU. `benchmarks/gpu.sh` runs it. Not yet run on a GPU.
 """
 
+import itertools
+
 import pytest
 import torch
 from helpers import LAYOUTS, assert_right, poisoned, same_bits, spread, ulp, values
@@ -53,6 +55,20 @@ def test_the_kernels_serve_the_gpu():
     assert _triton.serves("cuda") == "Triton"
 
 
+def test_a_gradient_of_any_upstream_by_the_engine():
+    """Made with the loss in float32 and bfloat16, and then scaled in place; made in the backward in float16."""
+    x_0, t, k = values(3, 3, 8, 8, seed=1), spread(3), key(3)
+    rows = coefficients.mse_rows(SCHEDULE, "v_prediction", None, *ON_CPU)
+    for dtype, layout, scale in itertools.product(DTYPES, ("contiguous", "channels_last"), (1.0, 3.0)):
+        out = LAYOUTS[layout](values(3, 3, 8, 8, dtype=dtype))
+        leaf = on_gpu(out).requires_grad_()
+        loss = fd.mse_loss(leaf, t.cuda(), SCHEDULE, k.cuda(), x_0.cuda(), prediction_type="v_prediction")
+        (scale * loss).backward()
+        wanted = reference.mse_loss_backward(out, k, x_0, None, t, rows, ops.MEAN, torch.tensor(scale))
+        error = (leaf.grad.cpu().double() - wanted.double()).abs()
+        assert bool((error <= ulp(wanted.double(), dtype)).all())
+
+
 # ---- the noise ----
 
 
@@ -94,6 +110,8 @@ def test_ops_at_every_size(shape, kind):
     noise = {"key": key(shape[0]), "tensor": values(*shape, seed=5), "none": None}[kind]
     x, out, t = values(*shape), values(*shape, seed=1), spread(shape[0])
     same("noising", x, noise, t, rows_q())
+    if kind == "key":
+        same("noising_uniform", x, noise, rows_q())
     table = samplers.ddpm(SCHEDULE).on(*ON_CPU)
     same("reverse_step", out, x, noise, t, table, True)
     same("reverse_step_backward", x, out, out, x, None, t, table)
@@ -124,6 +142,7 @@ def test_ops_in_every_layout_and_dtype(layout, dtype):
     t, table = spread(3), samplers.ddpm(SCHEDULE).on(*ON_CPU)
     with poisoned():
         same("noising", x, key(3), t, rows_q())
+        same("noising_uniform", x, key(3), rows_q())
         same("reverse_step", out, x, key(3), t, table, True)
         same("reverse_step_backward", x, None, out, x, None, t, table)
         mse = coefficients.mse_rows(SCHEDULE, "epsilon", None, *ON_CPU)

@@ -16,10 +16,10 @@ from typing import Any
 
 import triton
 from fastddpm.kernels.keys import randn_kernel
-from fastddpm.kernels.mse import mse_backward_kernel, mse_kernel
-from fastddpm.kernels.noising import noising_kernel
+from fastddpm.kernels.mse import mse_kernel
+from fastddpm.kernels.noising import noising_kernel, noising_uniform_kernel
 from fastddpm.kernels.reverse import reverse_backward_kernel, reverse_kernel
-from fastddpm.kernels.vlb import hybrid_kernel, terms_kernel, vlb_backward_kernel, vlb_kernel
+from fastddpm.kernels.vlb import hybrid_kernel, terms_kernel, vlb_kernel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the benchmarks are no part of the package
 
@@ -28,6 +28,7 @@ from benchmarks.static import (
     Variant,
     bound_variants,
     learned_variants,
+    loss_variants,
     main_variants,
     report,
     sample_variants,
@@ -39,16 +40,16 @@ BUDGET = Path(__file__).with_name("triton_budget.json")
 
 def _variants() -> dict[str, Variant]:
     made = sample_variants()
-    eps, fp32 = ("x_0_ptr", "x_t_ptr"), {"count": "fp32"}
+    eps = ("x_0_ptr", "x_t_ptr")
     for data in ("fp32", "bf16", "fp16"):
         other = "fp32" if data == "bf16" else data
         made |= main_variants(data) | {
             f"noising tensor {data}": Variant(noising_kernel, data, other),
             f"noising none {data}": Variant(noising_kernel, data, None),
+            f"noising_uniform {data}": Variant(noising_uniform_kernel, data),
             f"noising key {data} 3 channels last": Variant(noising_kernel, data, channels=3),
-            f"mse key, x_0 {data}": Variant(mse_kernel, data, absent=("x_t_ptr",)),
-            f"mse_backward key, x_0 {data}": Variant(mse_backward_kernel, data, absent=("x_t_ptr",), scalars=fp32),
         }
+        made |= loss_variants(mse_kernel, "mse", f"key, x_0 {data}", ("x_t_ptr",), data=data)
     made |= {
         "noising key fp32 4 channels last": Variant(noising_kernel, channels=4),
         "noising key bf16 4 channels last": Variant(noising_kernel, "bf16", channels=4),
@@ -61,17 +62,13 @@ def _variants() -> dict[str, Variant]:
             noising_kernel, channels=3, scalars={"elements": "i64"}
         ),
         "noising key fp32, one element": Variant(noising_kernel, block=256, warps=1, scalars={"elements": "1"}),
-        "mse key fp32, one element": Variant(mse_kernel, absent=eps, block=256, warps=1, scalars={"elements": "1"}),
         "randn fp32 3 channels last": Variant(randn_kernel, channels=3),
-        "mse key fp32 8 a thread": Variant(mse_kernel, absent=eps, block=256, warps=1),
-        "mse key fp32 3 channels last": Variant(mse_kernel, absent=eps, channels=3),
-        "mse tensor fp32": Variant(mse_kernel, noise="fp32", absent=eps),
-        "mse x_0, x_t fp32": Variant(mse_kernel, noise=None),
-        "mse_backward key fp32 3 channels last": Variant(
-            mse_backward_kernel, absent=eps, channels=3, scalars=fp32
-        ),
-        "mse_backward x_0, x_t fp32": Variant(mse_backward_kernel, noise=None, scalars=fp32),
     }  # fmt: skip
+    made |= loss_variants(mse_kernel, "mse", "key fp32, one element", eps, block=256, warps=1, scalars={"elements": "1"})
+    made |= loss_variants(mse_kernel, "mse", "key fp32 8 a thread", eps, block=256, warps=1)
+    made |= loss_variants(mse_kernel, "mse", "key fp32 3 channels last", eps, channels=3)
+    made |= loss_variants(mse_kernel, "mse", "tensor fp32", eps, noise="fp32")
+    made |= loss_variants(mse_kernel, "mse", "x_0, x_t fp32", (), noise=None)
     return made | _step_variants() | _learned_variants()
 
 
@@ -113,9 +110,8 @@ def _learned_variants() -> dict[str, Variant]:
         made |= learned_variants(data, channels)
         for tanh in (False, True)[:cdfs]:
             made |= bound_variants(data, channels, tanh)
-    made["vlb x_t fp32"] = Variant(vlb_kernel, noise=None, block=2048)
-    made["vlb_backward x_t fp32"] = Variant(vlb_backward_kernel, noise=None, block=2048, scalars={"count": "fp32"})
-    made["hybrid tensor learned fp32"] = Variant(hybrid_kernel, "fp32", "fp32", ("loss_ptr",), learned=True, block=2048)
+    made |= loss_variants(vlb_kernel, "vlb", "x_t fp32", (), noise=None, block=2048)
+    made |= loss_variants(hybrid_kernel, "hybrid", "tensor learned fp32", ("loss_ptr",), noise="fp32", learned=True, block=2048)
     made["terms key fp32"] = Variant(terms_kernel, absent=("x_t_ptr",), block=2048)
     return made
 

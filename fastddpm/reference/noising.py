@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from ..rows import NoisingRow
+from .keys import timesteps
 from .operands import fused, like, noise_of, row_of
 
 
@@ -10,3 +11,8 @@ def noising(x: Tensor, noise: Tensor | None, t: Tensor, rows: Tensor) -> Tensor:
     k = row_of(NoisingRow, rows, t, x)
     data = x.to(rows.dtype)
     return like(k.a * data if noise is None else fused(k.a, data, k.s * noise_of(noise, x, rows.dtype)), x)
+
+
+def noising_uniform(x: Tensor, key: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    t = timesteps(key, len(rows))
+    return noising(x, key, t, rows), t

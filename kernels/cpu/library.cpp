@@ -75,6 +75,11 @@ Tensor noising(const Tensor& x, const MaybeTensor& noise, const Tensor& t, const
   return out;
 }
 
+std::tuple<Tensor, Tensor> noising_uniform(const Tensor& x, const Tensor& key, const Tensor& rows) {
+  const Tensor t = timesteps(key, rows.size(0));
+  return {noising(x, key, t, rows), t};
+}
+
 // ---- reverse ----
 
 // What a step and its gradient are given for each sample. The args read it there: it must live as long.
@@ -162,6 +167,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastddpm, CPU, m) {
   m.impl("randn_", TORCH_BOX(&fastddpm::randn_));
   m.impl("box_muller_", TORCH_BOX(&fastddpm::box_muller_));
   m.impl("noising", TORCH_BOX(&fastddpm::noising));
+  m.impl("noising_uniform", TORCH_BOX(&fastddpm::noising_uniform));
   m.impl("mse_loss", TORCH_BOX(&fastddpm::mse_loss));
   m.impl("mse_loss_backward", TORCH_BOX(&fastddpm::mse_loss_backward));
   m.impl("scale_grad_", TORCH_BOX(&fastddpm::scale_grad_));

@@ -46,12 +46,23 @@ template <class T> inline void scale_noise(const T* z, const T* v, T sigma, T k_
   for (int64_t i = 0; i < n; ++i) scaled[i] = sigma * exponential(k_v * v[i]).value * z[i];
 }
 
-template <class T> inline void add(T factor, const T* term, int64_t n, T* sum) {
-  for (int64_t i = 0; i < n; ++i) sum[i] = fused(factor, term[i], sum[i]);
+// x_0_hat, and x_prev with the first J terms. In one pass: of so many tensors, pieces that lie alike in their pages would drive
+// each other out of the first-level cache between two.
+template <int J, class T>
+void combine(const StepRow<T>& k, const T* x, const T* out, const T* const* terms, const T* factors, int64_t n, T* __restrict x_0,
+             T* __restrict prev) {
+  for (int64_t i = 0; i < n; ++i) {
+    const T v = fused(k.p_o, out[i], k.p_x * x[i]);
+    const T low = v < -k.bound ? -k.bound : v;  // a NaN passes both
+    x_0[i] = low > k.bound ? k.bound : low;
+    T sum = fused(k.k_o, out[i], fused(k.k_0, x_0[i], k.k_x * x[i]));
+    for (int j = 0; j < J; ++j) sum = fused(factors[j], terms[j][i], sum);
+    prev[i] = sum;
+  }
 }
 
 template <class T> void reverse(const ReverseArgs& args, int64_t begin, int64_t end) {
-  Buffer<T> out_buffer, v_buffer, x_buffer, h_buffer, z_buffer, prev_buffer, x_0_buffer, kept_buffer;
+  Buffer<T> out_buffer, v_buffer, x_buffer, h_buffers[kHistory], z_buffer, prev_buffer, x_0_buffer, kept_buffer;
   for (int64_t number = begin; number < end; ++number) {
     const Chunk chunk(args.plan, number);
     const auto k = step_row<T>(args, chunk);
@@ -66,21 +77,18 @@ template <class T> void reverse(const ReverseArgs& args, int64_t begin, int64_t 
     T* prev = chunk.target(args.x_prev, prev_buffer);
     T* returned = chunk.target(args.x_0, x_0_buffer);
     T* x_0 = returned ? returned : x_0_buffer.values;
-    for (int64_t i = 0; i < chunk.count; ++i) {
-      const T v = fused(k.p_o, out[i], k.p_x * x[i]);
-      const T low = v < -k.bound ? -k.bound : v;  // a NaN passes both
-      x_0[i] = low > k.bound ? k.bound : low;
-    }
-    if (z && !args.history[0].data) {
-      for (int64_t i = 0; i < chunk.count; ++i)
-        prev[i] = fused(sigma, z[i], fused(k.k_o, out[i], fused(k.k_0, x_0[i], k.k_x * x[i])));
-    } else {
-      for (int64_t i = 0; i < chunk.count; ++i) prev[i] = fused(k.k_o, out[i], fused(k.k_0, x_0[i], k.k_x * x[i]));
-      const T factors[kHistory] = {k.k_h1, k.k_h2, k.k_h3};
-      for (int j = 0; j < kHistory; ++j)
-        if (const T* h = factors[j] != T(0) ? chunk.fetch(args.history[j], h_buffer) : nullptr) add(factors[j], h, chunk.count, prev);
-      if (z) add(sigma, z, chunk.count, prev);
-    }
+    const T* terms[kHistory + 1];
+    T factors[kHistory + 1];
+    int count = 0;
+    const auto add = [&](T factor, const T* term) {
+      if (term) factors[count] = factor, terms[count++] = term;
+    };
+    const T of_history[kHistory] = {k.k_h1, k.k_h2, k.k_h3};
+    for (int j = 0; j < kHistory; ++j)
+      if (of_history[j] != T(0)) add(of_history[j], chunk.fetch(args.history[j], h_buffers[j]));
+    add(sigma, z);
+    constexpr decltype(&combine<0, T>) with[] = {combine<0, T>, combine<1, T>, combine<2, T>, combine<3, T>, combine<4, T>};
+    with[count](k, x, out, terms, factors, chunk.count, x_0, prev);
     chunk.commit(args.x_prev, prev, prev_buffer);
     if (returned) chunk.commit(args.x_0, returned, x_0_buffer);
     if (T* kept = chunk.target(args.kept, kept_buffer)) {

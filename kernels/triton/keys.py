@@ -14,8 +14,9 @@ import triton
 import triton.language as tl
 
 from ..reference.keys import STEP_MASK, TIMESTEP_STREAM
+from .launcher import launch
 from .philox import words
-from .tile import elements_of, launch, memory_format, plan, tile, tile_normals, write
+from .tile import elements_of, memory_format, plan, tile, tile_normals, write
 
 _STEP_MASK = tl.constexpr(STEP_MASK)
 _TIMESTEP_STREAM = tl.constexpr(TIMESTEP_STREAM << 28)
@@ -41,16 +42,21 @@ def advance_kernel(key_ptr, steps, batch, BLOCK: tl.constexpr):
     tl.store(key_ptr + sample * 2 + 1, (subsequence & ~field) | (step << 32), mask=mask)
 
 
+@triton.jit
+def uniform_timestep(seed, subsequence, zero, num_timesteps):
+    """Of a key, or of a block of keys, with a zero of that shape."""
+    upper = ((subsequence >> 32) & _STEP_MASK) | _TIMESTEP_STREAM
+    w0, _, _, _ = words(zero, zero, seed, (upper << 32) | (subsequence & 0xFFFFFFFF))
+    return tl.umulhi(w0, num_timesteps.to(tl.uint32)).to(tl.int64)
+
+
 @triton.jit(do_not_specialize=["num_timesteps", "batch"])
 def timesteps_kernel(t_ptr, key_ptr, num_timesteps, batch, BLOCK: tl.constexpr):
     sample = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = sample < batch
     seed, subsequence = tl.load(key_ptr + sample * 2, mask=mask), tl.load(key_ptr + sample * 2 + 1, mask=mask)
-    upper = ((subsequence >> 32) & _STEP_MASK) | _TIMESTEP_STREAM
-    subsequence = (upper << 32) | (subsequence & 0xFFFFFFFF)
     zero = tl.zeros((BLOCK,), tl.uint32)
-    w0, _, _, _ = words(zero, zero, seed, subsequence)
-    tl.store(t_ptr + sample, tl.umulhi(w0, num_timesteps.to(tl.uint32)).to(tl.int64), mask=mask)
+    tl.store(t_ptr + sample, uniform_timestep(seed, subsequence, zero, num_timesteps), mask=mask)
 
 
 @triton.jit
@@ -89,7 +95,8 @@ def _over_samples(kernel, batch: int, first: Tensor, *arguments) -> None:
 def randn_(out: Tensor, key: Tensor) -> None:
     if out.numel() == 0:
         return
-    layout, channels = memory_format(out, out.shape[1] if out.dim() > 3 else 0)
+    layout = memory_format(out)
+    channels = 0 if layout is torch.contiguous_format else out.shape[1]
     target = out if out.is_contiguous(memory_format=layout) else torch.empty_like(out, memory_format=layout)
     grid, block, warps = plan(out.shape[0], elements_of(out), channels)
     arguments = (target, key.contiguous(), elements_of(out))

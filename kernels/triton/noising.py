@@ -3,6 +3,8 @@
 
     x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) z:   out[b, e] = fma(a, x[b, e], s * z[b, e]),  (a, s) = rows[t[b]]
 
+noising_uniform draws t from the key on the way (keys.py), each program for itself; a sample's first writes it.
+
 Moves: read x, write out (and read z where it is a tensor).
 """
 
@@ -12,7 +14,23 @@ import triton
 import triton.language as tl
 
 from .columns import NOISING, NOISING_A, NOISING_S
-from .tile import VIEWS, column, like, read, result, row_of, served, tile, tile_noise, tiles_of, write
+from .keys import uniform_timestep
+from .launcher import launch
+from .tile import (
+    VIEWS,
+    column,
+    like,
+    operand,
+    read,
+    result,
+    row_of,
+    served,
+    tile,
+    tile_noise,
+    tile_normals,
+    tiles_of,
+    write,
+)
 
 
 @triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=VIEWS)
@@ -30,9 +48,32 @@ def noising_kernel(
     write(out_ptr, place, out)
 
 
+@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=VIEWS)
+def noising_uniform_kernel(
+    out_ptr, t_ptr, x_ptr, noise_ptr, rows_ptr, num_rows, elements, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    sample, place = tile(elements, CHANNELS, BLOCK)
+    seed, subsequence = tl.load(noise_ptr + sample * 2), tl.load(noise_ptr + sample * 2 + 1)
+    t = uniform_timestep(seed, subsequence, tl.full((), 0, tl.uint32), num_rows)
+    tl.store(t_ptr + sample, t, mask=place[0] == sample * elements)
+    row = (rows_ptr + t * NOISING, t < num_rows)
+    a, s = column(row, NOISING_A), column(row, NOISING_S)
+    z = tile_normals(noise_ptr, elements, CHANNELS, BLOCK)
+    write(out_ptr, place, tl.fma(a, read(x_ptr, place), s * z))
+
+
 @served
 def noising(x: Tensor, noise: Tensor | None, t: Tensor, rows: Tensor) -> Tensor:
     tiles = tiles_of(x, noise)
     out = result(x, tiles.layout)
     tiles.launch(noising_kernel, (out,), (x, noise), t, rows)
     return like(out, x, tiles.layout)
+
+
+@served
+def noising_uniform(x: Tensor, key: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    layout, channels, elements, (grid, block, num_warps) = tiles_of(x, key)
+    out, t = result(x, layout), key.new_empty(key.shape[0])
+    arguments = (out, t, operand(x, layout), key.contiguous(), rows.contiguous(), rows.shape[0], elements)
+    launch(x, noising_uniform_kernel, grid, *arguments, CHANNELS=channels, BLOCK=block, num_warps=num_warps)
+    return like(out, x, layout), t

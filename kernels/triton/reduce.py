@@ -10,7 +10,8 @@ from torch import Tensor
 import triton
 import triton.language as tl
 
-from .tile import elements_of, launch
+from .launcher import launch
+from .tile import elements_of
 
 NONE, MEAN, SUM = 0, 1, 2
 _TILES = ((128, 1), (1024, 4), (4096, 8))  # a program's shares at most, its warps
@@ -65,6 +66,10 @@ def count_of(x: Tensor, reduction: int) -> float:
     return float(elements_of(x) * (x.shape[0] if reduction == MEAN else 1))
 
 
+def shape_of(losses: int, reduction: int) -> tuple[int, ...]:
+    return (losses,) if reduction == NONE else ()
+
+
 def shaped(loss: Tensor, reduction: int) -> Tensor:
     return loss if reduction == NONE else loss.view(())
 
@@ -72,33 +77,33 @@ def shaped(loss: Tensor, reduction: int) -> Tensor:
 def finish(shares: Tensor, batch: int, reduction: int) -> Tensor:
     """The loss of `reduction` from its programs' shares: these themselves where each is one loss."""
     losses = losses_of(batch, reduction)
-    if len(shares) == losses:
+    if shares.numel() == losses:
         return shaped(shares, reduction)
-    shares = _runs(shares.view(losses, -1))
-    loss = shares.new_empty(losses)
-    _launch(finish_kernel, losses, (loss, shares), shares.shape[1], batch if reduction == MEAN else 1)
-    return shaped(loss, reduction)
+    shares, count = _runs(shares, losses)
+    loss = shares.new_empty(shape_of(losses, reduction))
+    _launch(finish_kernel, losses, (loss, shares), count, batch if reduction == MEAN else 1)
+    return loss
 
 
 def finish_hybrid(mse_shares: Tensor, vlb_shares: Tensor, batch: int, reduction: int, vlb_weight: float) -> tuple[Tensor, ...]:
-    """loss, mse and vlb, not yet shaped."""
+    """loss, mse and vlb."""
     losses = losses_of(batch, reduction)
-    mse_shares, vlb_shares = (_runs(shares.view(losses, -1)) for shares in (mse_shares, vlb_shares))
-    made = tuple(mse_shares.new_empty(losses) for _ in range(3))
-    tensors, count = (*made, mse_shares, vlb_shares), mse_shares.shape[1]
+    (mse_shares, count), (vlb_shares, _) = _runs(mse_shares, losses), _runs(vlb_shares, losses)
+    made = tuple(mse_shares.new_empty(shape_of(losses, reduction)) for _ in range(3))
+    tensors = (*made, mse_shares, vlb_shares)
     _launch(finish_hybrid_kernel, losses, tensors, count, batch if reduction == MEAN else 1, vlb_weight)
     return made
 
 
-def _runs(shares: Tensor) -> Tensor:
-    """[losses, shares], with no more shares a loss than a program adds."""
-    losses, count = shares.shape
+def _runs(shares: Tensor, losses: int) -> tuple[Tensor, int]:
+    """The losses' shares, and how many each has: no more than a program adds."""
+    count = shares.numel() // losses
     while count > _RUN:
         runs = triton.cdiv(count, _RUN)
-        sums = shares.new_empty(losses, runs)
+        sums = shares.new_empty(losses * runs)
         _launch(runs_kernel, losses * runs, (sums, shares), count)
         shares, count = sums, runs
-    return shares
+    return shares, count
 
 
 def _launch(kernel, programs: int, tensors: tuple[Tensor, ...], count: int, *scalars: float) -> None:

@@ -195,11 +195,11 @@ def reverse_step(
     learned = is_learned(model_output, x_t)
     most = _PER_THREAD[learned] // (2 if learned and uncond_output is not None else 1)
     tiles = tiles_of(x_t, noise, learned=learned, most=most)
-    written = tuple(result(x_t, tiles.layout) if wanted else None for wanted in (True, return_x_0, return_kept))
+    written = tuple(result(x_t, tiles.layout, wanted) for wanted in (True, return_x_0, return_kept))
     earlier = (*(history or ()), None, None, None)[:3]
     data = (model_output, uncond_output, x_t, *earlier, noise)
     _launch(tiles, reverse_kernel, written, data, index, rows, guidance, bound, learned)
-    x_prev, x_0, kept = (x_t.new_empty(0) if x is None else like(x, x_t, tiles.layout) for x in written)
+    x_prev, x_0, kept = (like(x, x_t, tiles.layout) for x in written)
     return x_prev, x_0, kept
 
 

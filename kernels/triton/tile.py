@@ -11,11 +11,9 @@ a Philox call of its own and uses one normal of its four, which costs arithmetic
 elements matters, and channels_last is walked as CHANNELS = 0.
 """
 
-import contextlib
 import inspect
 from collections.abc import Callable
 from functools import lru_cache, wraps
-from math import prod
 from typing import NamedTuple
 
 import torch
@@ -25,6 +23,7 @@ import triton
 import triton.language as tl
 
 from .. import reference
+from .launcher import launch
 from .philox import cos_sin, four_normals, radius, words
 
 _MAX_CHANNELS = 64
@@ -177,6 +176,15 @@ def column(row, N: tl.constexpr):
     return tl.load(start + N, mask=exists, other=float("nan"))
 
 
+@triton.jit
+def upstream_of(upstream_ptr, sample, STRIDE: tl.constexpr, OTHERWISE: tl.constexpr):
+    """A loss's upstream gradient at this sample in float32, and what stands for one that is not given."""
+    upstream = OTHERWISE
+    if upstream_ptr is not None:
+        upstream = tl.load(upstream_ptr + sample * STRIDE).to(tl.float32)
+    return upstream
+
+
 # ---- on the host ----
 
 # Elements a thread, by the tensor's elements: more of them amortise a program's scalar work, fewer fill the processors.
@@ -186,10 +194,6 @@ _PER_THREAD_ANY_BATCH = ((3072, 32), (0, 8))
 _WARPS = (4, 2, 1)
 _PADDING = 1.125  # accept that many lanes for each element; beyond it try fewer warps
 _WIDE_PER_THREAD = 8  # a Philox call an element keeps four times the words
-
-FLAGS = {"enable_fp_fusion": False}
-"""Compile options of every launch: no contraction of a mul and an add into an fma that the contract does not name."""
-
 
 VIEWS = (
     "t_ptr", "next_t_ptr", "rows_ptr", "upstream_ptr", "mse_upstream_ptr", "vlb_upstream_ptr", "guidance_ptr", "bound_ptr"
@@ -249,11 +253,12 @@ class Tiles(NamedTuple):
 
         The data are brought into the tiles' layout; what is written is in it already (see `result`).
         """
+        layout, channels, elements, (grid, block, num_warps) = self
         t, stride = per_sample(t)
         launch(
-            rows, kernel, self.plan.grid,
-            *written, *(operand(x, self.layout) for x in data), t, rows.contiguous(), len(rows), self.elements, *others,
-            **constants, T_STRIDE=stride, CHANNELS=self.channels, BLOCK=self.plan.block, num_warps=self.plan.num_warps,
+            rows, kernel, grid,
+            *written, *[operand(x, layout) for x in data], t, rows.contiguous(), rows.shape[0], elements, *others,
+            **constants, T_STRIDE=stride, CHANNELS=channels, BLOCK=block, num_warps=num_warps,
         )  # fmt: skip
 
 
@@ -273,41 +278,49 @@ def tiles_of(
         walks: whose layout the tiles go along, where it isn't x's.
         any_batch, most: as in `plan`.
     """
-    keyed = any(noise is not None and noise.dtype == torch.int64 for noise in noises)
-    layout, channels = memory_format(x if walks is None else walks, x.shape[1] if (learned or keyed) and x.dim() > 3 else 0)
+    layout, channels = memory_format(x if walks is None else walks), 0
+    if layout is not torch.contiguous_format and (learned or any(is_key(noise) for noise in noises)):
+        channels = x.shape[1]
     elements = elements_of(x)
     return Tiles(layout, channels, elements, plan(x.shape[0], elements, channels, any_batch, most))
 
 
 def is_learned(output: Tensor, x: Tensor) -> bool:
     """Whether a network's output has variance channels beside the mean's, which are x's."""
-    return output.dim() > 1 and output.shape[1] != x.shape[1]
+    return output.numel() != x.numel()
 
 
-def memory_format(x: Tensor, channels: int) -> tuple[torch.memory_format, int]:
-    """The layout that a launch walks, x's where it can be, and its CHANNELS: in channels_last those given."""
-    if x.is_contiguous():
-        return torch.contiguous_format, 0
-    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
-    if last is None or not x.is_contiguous(memory_format=last):
-        return torch.contiguous_format, 0  # x is copied, and so is the result
-    return last, channels
+def memory_format(x: Tensor) -> torch.memory_format:
+    """The layout that a launch walks: x's where it can be."""
+    if not x.is_contiguous():
+        last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
+        if last is not None and x.is_contiguous(memory_format=last):
+            return last
+    return torch.contiguous_format  # where x is not contiguous, it is copied, and so is the result
+
+
+def is_key(noise: Tensor | None) -> bool:
+    return noise is not None and noise.dtype is torch.int64
 
 
 def operand(x: Tensor | None, layout: torch.memory_format) -> Tensor | None:
     """x itself where it lies in the launch's layout, a copy in that layout otherwise. A key is read as it is."""
     if x is None:
         return None
-    return x.contiguous() if x.dtype == torch.int64 else x.contiguous(memory_format=layout)
+    return x.contiguous() if is_key(x) else x.contiguous(memory_format=layout)
 
 
-def result(x: Tensor, layout: torch.memory_format) -> Tensor:
+def result(x: Tensor, layout: torch.memory_format, wanted: bool = True) -> Tensor | None:
     """Where a kernel writes what shall be like x: the result itself, but for a layout of x's that no launch walks."""
+    if not wanted:
+        return None
     return torch.empty_like(x) if x.is_contiguous(memory_format=layout) else torch.empty_like(x, memory_format=layout)
 
 
-def like(out: Tensor, x: Tensor, layout: torch.memory_format) -> Tensor:
-    """What a kernel wrote, with the strides of `torch.empty_like(x)`, which the op's fake promises."""
+def like(out: Tensor | None, x: Tensor, layout: torch.memory_format) -> Tensor:
+    """What a kernel wrote, with the strides of `torch.empty_like(x)`, which the op's fake promises; empty where None."""
+    if out is None:
+        return x.new_empty(0)
     return out if x.is_contiguous(memory_format=layout) else torch.empty_like(x).copy_(out)
 
 
@@ -319,14 +332,7 @@ def per_sample(values: Tensor) -> tuple[Tensor, int]:
 
 
 def elements_of(x: Tensor) -> int:
-    return prod(x.shape[1:])
-
-
-def launch(on: Tensor, kernel, grid: tuple[int], *arguments, **constants: int) -> None:
-    """A launch on a tensor's GPU, which is made the current one; free where it is already."""
-    elsewhere = on.device.type == "cuda" and on.device.index != torch.cuda.current_device()
-    with torch.cuda.device(on.device) if elsewhere else contextlib.nullcontext():
-        kernel[grid](*arguments, **constants, **FLAGS)
+    return x.numel() // x.shape[0]
 
 
 def served(op: Callable) -> Callable:
@@ -336,7 +342,7 @@ def served(op: Callable) -> Callable:
 
     @wraps(op)
     def run(*inputs):
-        served = inputs[rows].dtype == torch.float32 and inputs[x].numel()
+        served = inputs[rows].dtype is torch.float32 and inputs[x].numel()
         return op(*inputs) if served else getattr(reference, op.__name__)(*inputs)
 
     return run

@@ -10,13 +10,12 @@
 v are the output's variance channels where it has them (LEARNED). In the hybrid the mean channels get the gradient of mse alone,
 the variance channels that of vlb. Where x_t is not given, it is made of x_0 and the noise again, as noising.py does.
 
-Moves: read out, x_0 (and x_t, z where they are given as tensors); backward: the same, and write grad. t is one for a program,
-so is the branch t = 0. Each program sums its tile; reduce.py adds the shares.
+Moves: read out, x_0 (and x_t, z where they are given as tensors), write grad where it is wanted: loss, both, or the gradient
+alone are one kernel. t is one for a program, so is the branch t = 0. Each program sums its tile; reduce.py adds the shares.
 """
 
 import math
 
-import torch
 from torch import Tensor
 
 import triton
@@ -39,11 +38,14 @@ from .tile import (
     tile,
     tile_noise,
     tiles_of,
+    upstream_of,
     write,
 )
 
 _LOG2_E = tl.constexpr(1 / math.log(2))
-_PER_THREAD = 16  # elements at most: the registers hold no more at t = 0, and half of that in the tanh form's gradient
+_PER_THREAD = {False: 16, True: 8}
+"""Elements a thread at most, in the exact form and in tanh's: the registers hold no more at t = 0 with the gradient. A loss has
+the same cut, and so the same bits, without it."""
 
 
 @triton.jit
@@ -100,97 +102,65 @@ def _mean(values, place, elements):
     return tl.div_rn(tl.sum(tl.where(place[2], values, 0.0)), elements * 1.0)
 
 
-@triton.jit
-def _upstream(upstream_ptr, sample, STRIDE: tl.constexpr):
-    upstream = 0.0
-    if upstream_ptr is not None:
-        upstream = tl.load(upstream_ptr + sample * STRIDE).to(tl.float32)
-    return upstream
-
-
-@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=VIEWS)
-def vlb_kernel(
-    vlb_ptr, out_ptr, x_0_ptr, x_t_ptr, noise_ptr, t_ptr, rows_ptr, num_rows, elements,
-    LEARNED: tl.constexpr, TANH: tl.constexpr, T_STRIDE: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    sample, place = tile(elements, CHANNELS, BLOCK)
-    mean, variance = halves(sample, place, elements, LEARNED, CHANNELS)
-    t, row = row_of(sample, t_ptr, rows_ptr, num_rows, T_STRIDE, VLB)
-    x_0 = read(x_0_ptr, place)
-    x_t = _x_t(x_t_ptr, x_0_ptr, x_0, tile_noise(noise_ptr, elements, place, CHANNELS, BLOCK), row, place)
-    difference, _, _ = _difference(read(out_ptr, mean), x_0, x_t, row)
-    value, _, _ = _term(difference, _variances(out_ptr, variance, row, LEARNED), x_0, t, TANH)
-    tl.store(vlb_ptr + tl.program_id(0), _mean(value, place, elements) * _LOG2_E)
-
-
 @triton.jit(do_not_specialize=["num_rows", "count"], do_not_specialize_on_alignment=VIEWS)
-def vlb_backward_kernel(
-    grad_ptr, out_ptr, x_0_ptr, x_t_ptr, noise_ptr, t_ptr, rows_ptr, num_rows, elements, upstream_ptr, count,
+def vlb_kernel(
+    vlb_ptr, grad_ptr, out_ptr, x_0_ptr, x_t_ptr, noise_ptr, t_ptr, rows_ptr, num_rows, elements, upstream_ptr, count,
     LEARNED: tl.constexpr, TANH: tl.constexpr, UPSTREAM_STRIDE: tl.constexpr, T_STRIDE: tl.constexpr,
     CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """What is wanted of this program's share of its sample's term, and the gradient."""
     sample, place = tile(elements, CHANNELS, BLOCK)
     mean, variance = halves(sample, place, elements, LEARNED, CHANNELS)
     t, row = row_of(sample, t_ptr, rows_ptr, num_rows, T_STRIDE, VLB)
     x_0 = read(x_0_ptr, place)
     x_t = _x_t(x_t_ptr, x_0_ptr, x_0, tile_noise(noise_ptr, elements, place, CHANNELS, BLOCK), row, place)
-    scale = tl.div_rn(_upstream(upstream_ptr, sample, UPSTREAM_STRIDE) * _LOG2_E, count)
+    scale = tl.div_rn(upstream_of(upstream_ptr, sample, UPSTREAM_STRIDE, 1.0) * _LOG2_E, count)
     scale_v = scale * column(row, VLB_V_1)
     difference, by_out, _ = _difference(read(out_ptr, mean), x_0, x_t, row)
-    _, by_difference, by_delta = _term(difference, _variances(out_ptr, variance, row, LEARNED), x_0, t, TANH)
-    write(grad_ptr, mean, scale * by_difference * by_out)
-    if LEARNED:
-        write(grad_ptr, variance, scale_v * by_delta)
-
-
-@triton.jit(do_not_specialize=["num_rows", "vlb_weight"], do_not_specialize_on_alignment=VIEWS)
-def hybrid_kernel(
-    loss_ptr, mse_ptr, vlb_ptr, out_ptr, x_0_ptr, x_t_ptr, noise_ptr, t_ptr, rows_ptr, num_rows, elements, vlb_weight,
-    LEARNED: tl.constexpr, TANH: tl.constexpr, T_STRIDE: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """The shares of mse and vlb; loss too where a program's shares are a sample's losses."""
-    sample, place = tile(elements, CHANNELS, BLOCK)
-    mean, variance = halves(sample, place, elements, LEARNED, CHANNELS)
-    t, row = row_of(sample, t_ptr, rows_ptr, num_rows, T_STRIDE, VLB)
-    x_0, out = read(x_0_ptr, place), read(out_ptr, mean)
-    z = tile_noise(noise_ptr, elements, place, CHANNELS, BLOCK)
-    x_t = _x_t(x_t_ptr, x_0_ptr, x_0, z, row, place)
-    d = out - _target(x_0, x_t, z, row)
-    mse = column(row, VLB_W) * _mean(d * d, place, elements)
-    difference, _, _ = _difference(out, x_0, x_t, row)
-    value, _, _ = _term(difference, _variances(out_ptr, variance, row, LEARNED), x_0, t, TANH)
-    vlb = _mean(value, place, elements) * _LOG2_E
-    tl.store(mse_ptr + tl.program_id(0), mse)
-    tl.store(vlb_ptr + tl.program_id(0), vlb)
-    if loss_ptr is not None:
-        tl.store(loss_ptr + tl.program_id(0), mse + vlb_weight * vlb)
+    variances = _variances(out_ptr, variance, row, LEARNED)
+    value, by_difference, by_delta = _term(difference, variances, x_0, t, TANH)
+    if grad_ptr is not None:
+        write(grad_ptr, mean, scale * by_difference * by_out)
+        if LEARNED:
+            write(grad_ptr, variance, scale_v * by_delta)
+    if vlb_ptr is not None:
+        tl.store(vlb_ptr + tl.program_id(0), _mean(value, place, elements) * _LOG2_E)
 
 
 @triton.jit(do_not_specialize=["num_rows", "count", "vlb_weight"], do_not_specialize_on_alignment=VIEWS)
-def hybrid_backward_kernel(
-    grad_ptr, out_ptr, x_0_ptr, x_t_ptr, noise_ptr, t_ptr, rows_ptr, num_rows, elements,
+def hybrid_kernel(
+    loss_ptr, mse_ptr, vlb_ptr, grad_ptr, out_ptr, x_0_ptr, x_t_ptr, noise_ptr, t_ptr, rows_ptr, num_rows, elements,
     upstream_ptr, mse_upstream_ptr, vlb_upstream_ptr, count, vlb_weight,
     LEARNED: tl.constexpr, TANH: tl.constexpr, UPSTREAM_STRIDE: tl.constexpr, MSE_STRIDE: tl.constexpr,
     VLB_STRIDE: tl.constexpr, T_STRIDE: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """What is wanted of the shares of mse and vlb, of loss too where a program's shares are a sample's losses, and of the
+    gradient: with the losses that of `loss`, alone that of all three."""
     sample, place = tile(elements, CHANNELS, BLOCK)
     mean, variance = halves(sample, place, elements, LEARNED, CHANNELS)
     t, row = row_of(sample, t_ptr, rows_ptr, num_rows, T_STRIDE, VLB)
-    upstream = _upstream(upstream_ptr, sample, UPSTREAM_STRIDE)
+    upstream = upstream_of(upstream_ptr, sample, UPSTREAM_STRIDE, 0.0 if mse_ptr is None else 1.0)
+    to_mse = upstream + upstream_of(mse_upstream_ptr, sample, MSE_STRIDE, 0.0)
+    to_vlb = vlb_weight * upstream + upstream_of(vlb_upstream_ptr, sample, VLB_STRIDE, 0.0)
+    scale_v = tl.div_rn(to_vlb * _LOG2_E, count) * column(row, VLB_V_1)
     x_0, out = read(x_0_ptr, place), read(out_ptr, mean)
     z = tile_noise(noise_ptr, elements, place, CHANNELS, BLOCK)
     x_t = _x_t(x_t_ptr, x_0_ptr, x_0, z, row, place)
-    to_mse = upstream + _upstream(mse_upstream_ptr, sample, MSE_STRIDE)
-    to_vlb = vlb_weight * upstream + _upstream(vlb_upstream_ptr, sample, VLB_STRIDE)
-    scale_v = tl.div_rn(to_vlb * _LOG2_E, count) * column(row, VLB_V_1)
-    d = out - _target(x_0, x_t, z, row)
-    grad = tl.div_rn(2.0 * column(row, VLB_W), count) * d * to_mse
+    d, w = out - _target(x_0, x_t, z, row), column(row, VLB_W)
+    mse = w * _mean(d * d, place, elements)  # here, so that d need not be kept
     difference, _, _ = _difference(out, x_0, x_t, row)
     variances = _variances(out_ptr, variance, row, LEARNED)
-    write(grad_ptr, mean, grad)  # after the last read of a coefficient, which could not be scalar any more
-    if LEARNED:
-        _, _, by_delta = _term(difference, variances, x_0, t, TANH)
+    if grad_ptr is not None:  # after the last read of a coefficient, which could not be scalar any more
+        write(grad_ptr, mean, tl.div_rn(2.0 * w, count) * d * to_mse)
+    value, _, by_delta = _term(difference, variances, x_0, t, TANH)
+    if grad_ptr is not None and LEARNED:
         write(grad_ptr, variance, scale_v * by_delta)
+    if mse_ptr is not None:
+        vlb = _mean(value, place, elements) * _LOG2_E
+        tl.store(mse_ptr + tl.program_id(0), mse)
+        tl.store(vlb_ptr + tl.program_id(0), vlb)
+        if loss_ptr is not None:
+            tl.store(loss_ptr + tl.program_id(0), mse + vlb_weight * vlb)
 
 
 @triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=VIEWS)
@@ -216,32 +186,29 @@ def terms_kernel(
     tl.store(terms_ptr + tl.num_programs(0) + tl.program_id(0), mse)
 
 
-def _cut(model_output: Tensor, x_0: Tensor, tanh_cdf: bool, *noises: Tensor | None, backward: bool = False):
+def _cut(model_output: Tensor, x_0: Tensor, tanh_cdf: bool, *noises: Tensor | None, any_batch: bool = True):
     """The tiles, which go along the output and its gradient, and the form of the kernels."""
-    learned = is_learned(model_output, x_0)
-    most = _PER_THREAD // 2 if tanh_cdf and backward else _PER_THREAD
-    tiles = tiles_of(x_0, *noises, learned=learned, walks=model_output, any_batch=not backward, most=most)
+    learned, most = is_learned(model_output, x_0), _PER_THREAD[tanh_cdf]
+    tiles = tiles_of(x_0, *noises, learned=learned, walks=model_output, any_batch=any_batch, most=most)
     return tiles, {"LEARNED": learned, "TANH": tanh_cdf}
 
 
 @served
 def vlb_loss(model_output, x_0, x_t, noise, t, rows, tanh_cdf, reduction, with_grad) -> tuple[Tensor, Tensor]:
     tiles, form = _cut(model_output, x_0, tanh_cdf, noise)
-    shares = rows.new_empty(tiles.programs)
-    tiles.launch(vlb_kernel, (shares,), (model_output, x_0, x_t, noise), t, rows, **form)
-    loss = finish(shares, x_0.shape[0], reduction)
-    if not with_grad:
-        return loss, model_output.new_empty(0)
-    return loss, vlb_loss_backward(model_output, x_0, x_t, noise, t, rows, tanh_cdf, reduction, torch.ones_like(loss))
+    shares, grad = rows.new_empty(tiles.programs), result(model_output, tiles.layout, with_grad)
+    data, others = (model_output, x_0, x_t, noise), (None, count_of(x_0, reduction))
+    tiles.launch(vlb_kernel, (shares, grad), data, t, rows, *others, UPSTREAM_STRIDE=0, **form)
+    return finish(shares, x_0.shape[0], reduction), like(grad, model_output, tiles.layout)
 
 
 @served
 def vlb_loss_backward(model_output, x_0, x_t, noise, t, rows, tanh_cdf, reduction, grad_loss) -> Tensor:
-    tiles, form = _cut(model_output, x_0, tanh_cdf, noise, backward=True)
+    tiles, form = _cut(model_output, x_0, tanh_cdf, noise, any_batch=False)
     grad = result(model_output, tiles.layout)
-    upstream, form["UPSTREAM_STRIDE"] = per_sample(grad_loss)
-    others = (upstream, count_of(x_0, reduction))
-    tiles.launch(vlb_backward_kernel, (grad,), (model_output, x_0, x_t, noise), t, rows, *others, **form)
+    upstream, stride = per_sample(grad_loss)
+    data, others = (model_output, x_0, x_t, noise), (upstream, count_of(x_0, reduction))
+    tiles.launch(vlb_kernel, (None, grad), data, t, rows, *others, UPSTREAM_STRIDE=stride, **form)
     return like(grad, model_output, tiles.layout)
 
 
@@ -251,27 +218,30 @@ def hybrid_loss(model_output, x_0, x_t, noise, t, rows, tanh_cdf, vlb_weight, re
     batch = x_0.shape[0]
     mse, vlb = rows.new_empty(tiles.programs), rows.new_empty(tiles.programs)
     loss = rows.new_empty(tiles.programs) if tiles.programs == losses_of(batch, reduction) else None
-    tiles.launch(hybrid_kernel, (loss, mse, vlb), (model_output, x_0, x_t, noise), t, rows, vlb_weight, **form)
+    grad = result(model_output, tiles.layout, with_grad)
+    data, others = (model_output, x_0, x_t, noise), (None, None, None, count_of(x_0, reduction), vlb_weight)
+    tiles.launch(hybrid_kernel, (loss, mse, vlb, grad), data, t, rows, *others, **_strides(0, 0, 0), **form)
     if loss is None:
         loss, mse, vlb = finish_hybrid(mse, vlb, batch, reduction, vlb_weight)
-    loss, grad = shaped(loss, reduction), model_output.new_empty(0)
-    if with_grad:
-        inputs = (model_output, x_0, x_t, noise, t, rows, tanh_cdf, vlb_weight, reduction)
-        grad = hybrid_loss_backward(*inputs, torch.ones_like(loss), None, None)
-    return loss, shaped(mse, reduction), shaped(vlb, reduction), grad
+    else:
+        loss, mse, vlb = (shaped(x, reduction) for x in (loss, mse, vlb))
+    return loss, mse, vlb, like(grad, model_output, tiles.layout)
 
 
 @served
 def hybrid_loss_backward(
     model_output, x_0, x_t, noise, t, rows, tanh_cdf, vlb_weight, reduction, grad_loss, grad_mse, grad_vlb
 ) -> Tensor:
-    tiles, form = _cut(model_output, x_0, tanh_cdf, noise, backward=True)
+    tiles, form = _cut(model_output, x_0, tanh_cdf, noise, any_batch=False)
     grad = result(model_output, tiles.layout)
     upstream, strides = zip(*((None, 0) if g is None else per_sample(g) for g in (grad_loss, grad_mse, grad_vlb)), strict=True)
-    form |= dict(zip(("UPSTREAM_STRIDE", "MSE_STRIDE", "VLB_STRIDE"), strides, strict=True))
-    others = (*upstream, count_of(x_0, reduction), vlb_weight)
-    tiles.launch(hybrid_backward_kernel, (grad,), (model_output, x_0, x_t, noise), t, rows, *others, **form)
+    data, others = (model_output, x_0, x_t, noise), (*upstream, count_of(x_0, reduction), vlb_weight)
+    tiles.launch(hybrid_kernel, (None, None, None, grad), data, t, rows, *others, **_strides(*strides), **form)
     return like(grad, model_output, tiles.layout)
+
+
+def _strides(loss: int, mse: int, vlb: int) -> dict[str, int]:
+    return {"UPSTREAM_STRIDE": loss, "MSE_STRIDE": mse, "VLB_STRIDE": vlb}
 
 
 @served

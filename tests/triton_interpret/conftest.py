@@ -1,12 +1,10 @@
 """The lane's fixtures: the interpreter mended, and the kernels behind the ops."""
 
-import inspect
-
 import numpy as np
 import pytest
 import torch
+from helpers import on_triton
 
-from fastddpm import _triton
 from fastddpm.reference import philox
 
 
@@ -37,10 +35,5 @@ def exact(monkeypatch):
 
 @pytest.fixture
 def registered():
-    """The kernels under the CPU key, in the place of whatever serves it."""
-    library = torch.library.Library("fastddpm", "IMPL")
-    override = {"allow_override": True} if "allow_override" in inspect.signature(library.impl).parameters else {}
-    for name in _triton.OPS:
-        library.impl(name, _triton.kernel(name), "CPU", **override)
-    yield
-    library._destroy()
+    with on_triton():
+        yield

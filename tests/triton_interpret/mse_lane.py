@@ -79,3 +79,22 @@ def test_a_loss_has_the_same_bits_in_any_batch():
 
     whole = of(slice(None))
     assert torch.equal(whole[[0, 63]], torch.cat((of(slice(0, 1)), of(slice(63, 64)))))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_gradient_is_scaled_in_place(exact, layout, dtype):
+    for upstream in (torch.tensor(1.0), torch.tensor(0.3), torch.tensor([1.0, 2.5, float("nan")]), torch.rand(6)[::2]):
+        grad, wanted = (LAYOUTS[layout](values(*IMAGE, dtype=dtype)) for _ in range(2))
+        memory = grad.data_ptr()
+        kernels.scale_grad_(grad, upstream)
+        reference.scale_grad_(wanted, upstream)
+        same(grad, wanted)
+        assert grad.data_ptr() == memory
+
+
+def test_a_gradient_made_with_the_loss_and_scaled_is_the_backward_s(exact):
+    inputs, upstream = mse_inputs("v", (3, 300)), torch.rand(3) + 0.5
+    grad = kernels.mse_loss(*inputs, ops.NONE, True)[1]
+    kernels.scale_grad_(grad, upstream)
+    same(grad, kernels.mse_loss_backward(*inputs, ops.NONE, upstream))

@@ -29,8 +29,8 @@ def test_every_launch_refuses_to_contract(launches):
         getattr(kernels, name)(*arguments)
     finish(torch.zeros(5000), 1, ops.SUM)
     contracts = {kernel: options.get("enable_fp_fusion", True) for kernel, _, options in launches}
-    kinds = {"fill_key", "advance", "timesteps", "randn", "noising", "mse", "mse_backward", "reverse", "reverse_backward",
-             "vlb", "vlb_backward", "hybrid", "hybrid_backward", "terms", "runs", "finish", "finish_hybrid"}  # fmt: skip
+    kinds = {"fill_key", "advance", "timesteps", "randn", "noising", "noising_uniform", "mse", "scale", "reverse",
+             "reverse_backward", "vlb", "hybrid", "terms", "runs", "finish", "finish_hybrid"}  # fmt: skip
     assert contracts == {f"{kind}_kernel": False for kind in kinds}
 
 

@@ -40,6 +40,16 @@ def test_noising_dtypes_and_layouts(exact, dtype, kind, layout):
     same(kernels.noising(*inputs), reference.noising(*inputs))
 
 
+@pytest.mark.parametrize("place, count", [("contiguous", 1000), ("channels_last", 3), ("every_second", 1)])
+def test_uniform_timesteps_of_noising(exact, place, count):
+    """In one sample of several programs, and in three of one."""
+    for shape in ((1, 4097), IMAGE):
+        x = LAYOUTS[place](values(*shape)) if len(shape) == 4 else values(*shape)
+        inputs = (x, key(len(x)), rows_q()[:count])
+        for got, wanted in zip(kernels.noising_uniform(*inputs), reference.noising_uniform(*inputs), strict=True):
+            same(got, wanted)
+
+
 def test_noising_an_expanded_tensor(exact):
     x = values(1, 4, 1, 6).expand(IMAGE)
     same(kernels.noising(x, key(3), spread(3), rows_q()), reference.noising(x, key(3), spread(3), rows_q()))
