@@ -25,7 +25,7 @@ from fastddpm.train.trainer import Trainer, make_optimizer
 
 CONFIG = TrainConfig(
     data="digits", class_conditional=True, label_dropping=0.5, steps=6, batch_size=8, width=16, timesteps=20, log_every=3
-)  # of width 8 each group norm has one channel, and takes the embedding of t and label out again
+)
 CLASSES = tuple("0123456789")
 
 
@@ -130,6 +130,7 @@ def test_the_probability(settings, expected):
         ({"label_dropping": 0.1}, "label_dropping: expected only with class_conditional"),
         ({"label_dropping": 1.0, "class_conditional": True}, "label_dropping: expected 0 <= label_dropping < 1"),
         ({"label_dropping": float("nan"), "class_conditional": True}, "label_dropping: expected 0 <="),
+        ({"width": 8, "class_conditional": True}, "width: expected 16 or more with class_conditional, got 8"),
         ({"class_conditional": 1}, "class_conditional: expected True or False"),
     ],
 )

@@ -142,6 +142,11 @@ class TrainConfig:
     def _check_together(self) -> None:
         if self.label_dropping is not None and not self.class_conditional:
             raise UsageError(f"label_dropping: expected only with class_conditional, got {self.label_dropping}")
+        if self.class_conditional and self.width < 2 * GROUPS:
+            raise UsageError(
+                f"width: expected {2 * GROUPS} or more with class_conditional, got {self.width}, where each channel is a group "
+                "of its norms, which take out what a label adds to it"
+            )
         if self.loss == "hybrid" and not self.learns_variance:
             raise UsageError(f"variance: expected {' or '.join(LEARNED_VARIANCES)} with loss hybrid, got {self.variance!r}")
         if self.loss == "mse" and self.learns_variance:
