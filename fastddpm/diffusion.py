@@ -215,18 +215,19 @@ class GaussianDiffusion:
                 are stacked along their first dimension.
             guidance_rescale: how far to bring a guided output's deviation back to the conditional one's (Lin et al. 2023, 3.4).
             thresholding: Imagen's dynamic thresholding (Saharia et al. 2022, 2.3), in place of clip_denoised: the percentile
-                (0 < p <= 1) of abs(x_0_hat) that it is clamped to and divided by, where that is above 1. (StepRows made without
-                clipping go on with the network's eps_hat.)
+                (0 < p <= 1) of abs(x_0_hat) that it is clamped to and divided by, where that is above 1. (StepRows that read
+                the network's eps_hat, DDIM's without use_clipped_model_output, go on with it.)
             denoised_fn: (x_0_hat, t `[B]`) -> x_0_hat, before it is clamped.
             cond_fn: (x_t, t `[B]`, **model_kwargs) -> the gradient of log p(y | x_t) by x_t, to be taken under
-                `torch.enable_grad` (Dhariwal & Nichol 2021: their algorithm 1 for "ddpm", whose last step is not moved, and 2
+                `torch.enable_grad` (Dhariwal & Nichol 2021: their algorithm 1 for DDPM, whose last step is not moved, and 2
                 for the rest, before denoised_fn and the clamp).
             callback: (i, t, x, x_0_hat) after each step, i as `reverse_step` takes it, t what the model was given there; x may
                 be changed in place, or a tensor returned to go on with. Of "plms" it may only read.
             inpaint: (known, mask): after each step the sample is `known`, noised to its level, where the mask is 1; between 0
                 and 1 a part of each. Not with "plms".
             return_trajectory: return every step's sample too: the one result that grows with the steps.
-            options: the sampler's own, e.g. eta of "ddim".
+            options: the sampler's own, e.g. eta of "ddim" (whose use_clipped_model_output is True under guidance and
+                thresholding where it is not given).
 
         Returns:
             `shape`, of dtype; with return_trajectory `[1 + steps, *shape]`, the first x and the images last.
@@ -245,7 +246,7 @@ class GaussianDiffusion:
         key = partial(noise_key, any_seed() if seed is None else seed, 0, shape[0], first_sample, device=device)
         x = first_of(shape, dtype, key(stream="initial"), x_T, x_t, start)
         known = None if inpaint is None else Inpainting(inpaint, loop, key(stream="inpainting"), x)
-        edit = edit_of(loop.rows, callback, known, takes_edits=sampler != "plms")
+        edit = edit_of(loop.rows, callback, known)
         trajectory = [x] if return_trajectory else None
         x = loop(x, key(stream="reverse"), model_kwargs, progress, edit, trajectory)
         return x if trajectory is None else torch.stack(trajectory)
@@ -267,9 +268,10 @@ class GaussianDiffusion:
         """What `sample` walks, for arguments like its own."""
         steering = Steering(**{name: options.pop(name) for name in STEERING if name in options})
         clip_denoised = clip_denoised if steering.thresholding is None else True  # its own bound is in that one's place
+        if sampler == "ddim" and (steering.guidance_scale is not None or steering.thresholding is not None):
+            options.setdefault("use_clipped_model_output", True)  # else eps_hat and x_0_hat drift apart (docs/samplers.md)
         rows, first, number = self._rows(sampler, steps, start, clip_denoised, clip_range, spacing, options)
-        shifts_mean = sampler == "ddpm"
-        return SamplingLoop(rows, model, steering, shape[0], device, dtype, first, number, shifts_mean)
+        return SamplingLoop(rows, model, steering, shape[0], device, dtype, first, number)
 
     @torch.no_grad()
     def bits_per_dim(
@@ -361,8 +363,9 @@ class GaussianDiffusion:
         settings = {"clip_denoised": clip_denoised, "spacing": spacing, "clip_range": clip_range, **options}
         settings = {name: value for name, value in settings.items() if value is not None}
         if sampler == "ddpm":
-            schedule = self.schedule if spacing else self._chain(steps)
-            settings |= {"steps": _hashable(steps)} if spacing else {}
+            evenly = spacing is None and "steps_offset" not in options
+            schedule = self._chain(steps) if evenly else self.schedule
+            settings |= {} if evenly else {"steps": _hashable(steps)}
         else:
             schedule = self.schedule
             settings |= {"steps": _hashable(steps), "start": start}

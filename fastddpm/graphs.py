@@ -177,7 +177,9 @@ class GraphedSampler:
         whole: bool | None = None,
         **options: Any,
     ):
-        refused = [name for name in NOT_REPLAYED if options.pop(name, None) is not None]
+        options.pop("progress", None)  # a replay has no bar
+        given = {name: options.pop(name, None) for name in NOT_REPLAYED}
+        refused = [name for name, value in given.items() if isinstance(value, Tensor) or value]
         if refused:
             raise ValueError(
                 f"{', '.join(refused)}: expected None (a replay begins with noise and calls no Python between steps)"
@@ -211,7 +213,7 @@ class GraphedSampler:
         run, times = (self.loop, 1) if self.whole else (self._step, len(self.loop.rows))
         if _has_graphs(self.device):
             if self._graph is None:
-                with _put_back(lambda: [x for x in tree_leaves(inputs) if isinstance(x, Tensor)], self.device):
+                with _put_back(lambda: [x, reverse, last, *history], self.device):  # what a step changes; never the caller's
                     _beside(lambda: run(*inputs), self.device)
                 self._graph = _Graph(run, inputs, self.device)
             if self._graph.takes(inputs):

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from tqdm.auto import tqdm
 
 from . import ops
@@ -101,14 +102,22 @@ class Outputs:
 
 
 def _stacked(name: str, cond: Any, uncond: Any) -> Any:
-    """A model's argument for a batch of both halves."""
-    if cond is uncond:
-        return cond if not isinstance(cond, Tensor) or cond.dim() == 0 else torch.cat((cond, cond))
-    if isinstance(cond, Tensor) and isinstance(uncond, Tensor) and cond.shape == uncond.shape and cond.dim() > 0:
+    """A model's argument, or what a container of them holds, for a batch of both halves."""
+    (cond_leaves, kind), (uncond_leaves, other) = tree_flatten(cond), tree_flatten(uncond)
+    if kind != other:
+        raise TypeError(f"uncond_kwargs: expected {name} of model_kwargs' kind, to be stacked, got {cond!r} and {uncond!r}")
+    pairs = zip(cond_leaves, uncond_leaves, strict=True)
+    return tree_unflatten([_both(name, *pair) for pair in pairs], kind)
+
+
+def _both(name: str, cond: Any, uncond: Any) -> Any:
+    tensors = isinstance(cond, Tensor) and isinstance(uncond, Tensor)
+    if tensors and cond.shape == uncond.shape and cond.dim() > 0:
         return torch.cat((cond, uncond))
-    raise TypeError(
-        f"uncond_kwargs: expected tensors [B, ...] in both arguments {name!r}, to be stacked, got {cond!r}, {uncond!r}"
-    )
+    if cond is uncond or (not isinstance(cond, Tensor) and type(cond) is type(uncond) and cond == uncond):
+        return cond
+    given = " and ".join(describe(x) if isinstance(x, Tensor) else repr(x) for x in (cond, uncond))
+    raise TypeError(f"uncond_kwargs: expected tensors [B, ...] in both arguments {name!r}, to be stacked, got {given}")
 
 
 class Inpainting:
@@ -145,7 +154,6 @@ class SamplingLoop:
         batch, device, dtype: how many samples, where, and theirs.
         first: how many of the first rows are left out.
         number: the number of the rows' first step, which its noise goes by.
-        shifts_mean: cond_fn's gradient moves the step's mean (Dhariwal & Nichol 2021, algorithm 1), else the score (their 2).
     """
 
     def __init__(
@@ -158,12 +166,26 @@ class SamplingLoop:
         dtype: torch.dtype,
         first: int = 0,
         number: int = 0,
-        shifts_mean: bool = False,
     ):
         self.rows, self.model, self.steering = rows, model, steering
-        self.first, self.number, self.shifts_mean = first, number, shifts_mean
+        self.first, self.number = first, number
         self.where = (device, torch.float64 if dtype is torch.float64 else torch.float32)
         self.table, self.scale = rows.on(*self.where), steering.scale(batch, *self.where)
+        self.tables = {make: rows.table(make, *self.where) for make in self._composed()}
+        read = rows if steering.denoised_fn is None else rows.of_x_0
+        self.composed = read.on(*self.where)
+        if steering.thresholding is not None and not read.reads_x_0:
+            raise ValueError("thresholding: expected steps that read x_0_hat, got ones that do not (of 'previous')")
+
+    def _composed(self) -> list[Callable[[StepRows], Tensor]]:
+        """The tables that this steering reads, made before the first step."""
+        steering, rows = self.steering, self.rows
+        made: list[Callable[[StepRows], Tensor]] = []
+        if steering.denoised_fn is not None or steering.thresholding is not None:
+            made.append(_to_x_0)
+        if steering.cond_fn is not None:  # moves the mean (Dhariwal & Nichol 2021, algorithm 1) or the score (their 2)
+            made += [_to_mean, _exponent] if rows.draws_posterior else [_to_score]
+        return made
 
     def outputs(self, model_kwargs: Mapping[str, Any] | None) -> Outputs:
         return Outputs(self.model, self.rows.variance_type, model_kwargs, self.steering)
@@ -217,36 +239,34 @@ class SamplingLoop:
         given = (wanted, uncond, scale, bound, history, rows.keeps)
         x_prev, x_0, kept = ops.reverse_step(output, x, noise, index, table, *given)
         if shift is not None:
-            x_prev = ops.noising(x_prev, shift, index, rows.table(_to_mean, *self.where))
+            x_prev = ops.noising(x_prev, shift, index, self.tables[_to_mean])
         return x_prev, x_0, [kept if rows.keeps else x_0, *history[:-1]] if history else history
 
     def _steered(
         self, output: Tensor, uncond: Tensor | None, x: Tensor, t: Tensor, index: Tensor, kwargs: Mapping[str, Any]
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """(the output to step with, the table that reads it, x_0_hat's own bound, what moves the mean by sigma^2 of it)"""
-        steering, rows, where = self.steering, self.rows, self.where
-        table, bound, shift = self.table, None, None
+        steering, bound, shift = self.steering, None, None
         mean, *v = (output,) if output.shape == x.shape else output.split(x.shape[1], 1)
         if uncond is not None and self.scale is not None:
             mean = guided(mean, uncond[:, : x.shape[1]] if v else uncond, self.scale, steering.guidance_rescale)
         if steering.cond_fn is not None:
             by_x = steering.cond_fn(x, t, **kwargs)
             check_like("cond_fn's gradient", by_x, "x_t", x)
-            if not self.shifts_mean:
-                mean = ops.noising(mean, by_x, index, rows.table(_to_score, *where))
+            if not self.rows.draws_posterior:
+                mean = ops.noising(mean, by_x, index, self.tables[_to_score])
             elif v:  # an index of no dimension is read by the host
-                shift = by_x * (2 * rows.table(_exponent, *where).index_select(0, index.view(1)) * v[0]).exp()
+                shift = by_x * (2 * self.tables[_exponent].index_select(0, index.view(1)) * v[0]).exp()
             else:
                 shift = by_x
         if steering.denoised_fn is not None or steering.thresholding is not None:
-            x_0 = ops.noising(x, mean, index, rows.table(_to_x_0, *where))
+            x_0 = ops.noising(x, mean, index, self.tables[_to_x_0])
             if steering.denoised_fn is not None:
                 x_0 = mean = steering.denoised_fn(x_0, t)
                 check_like("denoised_fn's x_0_hat", x_0, "x_t", x)
-                table = rows.of_x_0.on(*where)
             if steering.thresholding is not None:
                 bound = dynamic_bound(x_0, steering.thresholding)
-        return torch.cat((mean, *v), 1) if v else mean, table, bound, shift
+        return torch.cat((mean, *v), 1) if v else mean, self.composed, bound, shift
 
 
 # ---- what a loop is asked for, checked ----
@@ -288,12 +308,11 @@ def edit_of(
     rows: StepRows,
     callback: Callable[[int, Any, Tensor, Tensor], Tensor | None] | None,
     inpaint: Inpainting | None,
-    takes_edits: bool,
 ) -> Callable[[int, Tensor, Tensor], Tensor] | None:
     """What is done to a sample between two steps."""
     if callback is not None and not callable(callback):
         raise TypeError(f"callback: expected a callable, got {describe(callback)}")
-    if inpaint is not None and not takes_edits:
+    if inpaint is not None and not rows.takes_edits:
         raise ValueError(f"inpaint: expected None, since {NO_EDITS}")
     if callback is None and inpaint is None:
         return None
@@ -301,11 +320,12 @@ def edit_of(
 
     def edit(i: int, x: Tensor, x_0: Tensor) -> Tensor:
         x = x if inpaint is None else inpaint(x, i)
+        before = None if x.is_inference() else x._version
         changed = None if callback is None else callback(i, timesteps[i], x, x_0)
+        if not rows.takes_edits and (changed is not None or (before is not None and x._version != before)):
+            raise ValueError(f"callback: expected it to leave x as it is and to return None, since {NO_EDITS}")
         if changed is None:
             return x
-        if not takes_edits:
-            raise ValueError(f"callback: expected it to return None, since {NO_EDITS}, got {describe(changed)}")
         check_like("callback's x", changed, "x_t", x)
         return changed.to(x.dtype)
 

@@ -204,7 +204,22 @@ SAMPLE_CASES = {
     "callback of plms": (
         {"sampler": "plms", "callback": lambda i, t, x, x_0: x},
         ValueError,
-        r"callback: expected it to return None, since plms takes no edits .*, got float32 \[2, 3\]",
+        "callback: expected it to leave x as it is and to return None, since plms takes no edits",
+    ),
+    "callback of plms, in place": (
+        {"sampler": "plms", "callback": lambda i, t, x, x_0: None if x.mul_(0.9) is x else x},
+        ValueError,
+        "callback: expected it to leave x as it is",
+    ),
+    "callback of plms' rows": (
+        {"sampler": samplers.plms(SCHEDULE, steps=5), "callback": lambda i, t, x, x_0: x},
+        ValueError,
+        "callback: expected it to leave x as it is",
+    ),
+    "thresholding of previous": (
+        {"sampler": samplers.ddpm(SCHEDULE, "previous"), "thresholding": 0.9},
+        ValueError,
+        "thresholding: expected steps that read x_0_hat",
     ),
     "callback": ({"callback": 1}, TypeError, "callback: expected a callable, got int"),
     "callback's shape": ({"callback": lambda i, t, x, x_0: x[:1]}, ValueError, r"callback's x: .*\[2, 3\], got \[1, 3\]"),

@@ -240,7 +240,7 @@ def test_a_graphed_samplers_images_are_samples(lane, whole, variance_type, steps
     sampler = GraphedSampler(diffusion, model, SHAPE, steps=steps, device=device, whole=whole)
     images = []
     for seed, label in ((0, 0), (3, 1), (torch.arange(4, device=device), 2), (0, 0)):
-        kwargs = {"label": torch.full((4,), label, device=device)}
+        kwargs = {"label": torch.full((), label, device=device).expand(4)}  # memory that may not be written
         images.append(sampler(seed, kwargs))
         wanted = diffusion.sample(model, SHAPE, steps=steps, seed=seed, model_kwargs=kwargs, device=device, progress=False)
         assert same_bits(images[-1], wanted)

@@ -339,3 +339,12 @@ def test_refused(case):
     call, kind, message = REFUSED[case]
     with pytest.raises(kind, match=message):
         call()
+
+
+@pytest.mark.parametrize("timesteps", [100, 1000, 4000])
+@pytest.mark.parametrize("name", ["dpmpp_2m", "unipc_2", "plms"])
+def test_karras_levels_end_at_the_schedule_s_own(name, timesteps):
+    """The seventh power of a seventh root may lie an ulp below its end, where the last step ends."""
+    schedule = NoiseSchedule.linear(timesteps)
+    rows = SAMPLERS[name](schedule, steps=10, spacing="karras", final_sigmas_type="sigma_min")
+    assert float(rows.alphas_cumprod[-1]) == pytest.approx(float(schedule.alphas_cumprod[-1]), rel=1e-14)

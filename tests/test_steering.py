@@ -66,13 +66,17 @@ def levels_of(rows):
 
 # ---- guidance ----
 
+CLIPPED = {"ddim": {"use_clipped_model_output": True}}
+"""What `sample` takes for granted under guidance and thresholding."""
+
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_guidance_is_its_formula_by_one_call_or_two(name, scale):
     g = SCALES[scale]
     exact = torch.tensor(g, **WIDE) if scale == "number" else g.double()
-    expected = walked(rows_of(name), lambda x, t: uncond(x, t) + per_sample(exact) * (cond(x, t) - uncond(x, t)))
+    rows = rows_of(name, **CLIPPED.get(name, {}))
+    expected = walked(rows, lambda x, t: uncond(x, t) + per_sample(exact) * (cond(x, t) - uncond(x, t)))
     batches = []
 
     def watched(x, t, label):
@@ -148,7 +152,7 @@ def test_thresholding_is_diffusers(name):
     theirs = pytest.importorskip("diffusers").DDPMScheduler(
         thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=1e9
     )
-    rows = rows_of(name, clip_denoised=True)
+    rows = rows_of(name, clip_denoised=True, **CLIPPED.get(name, {}))
     close(sample(name, thresholding=0.9), walked(rows, cond, threshold=theirs._threshold_sample))
 
 
@@ -267,3 +271,21 @@ def test_everything_at_once_goes_by_turns():
 def test_a_clip_range_of_ones_own():
     close(sample("ddim", clip_range=0.3), walked(rows_of("ddim", clip_range=0.3), cond))
     assert float(sample("ddpm", clip_range=0.3).abs().max()) <= 0.3 + 1e-9
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim"])
+def test_rows_and_their_name_are_steered_alike(name):
+    """What cond_fn moves is a matter of the rows."""
+    rows = samplers.ddpm(SCHEDULE.respace(STEPS)) if name == "ddpm" else samplers.ddim(SCHEDULE, steps=STEPS)
+    options = {"cond_fn": lambda x, t, label: -x, **CLASSES, "uncond_kwargs": None}
+    assert same_bits(sample(name, network, **options), sample(rows, network, **options))
+
+
+def test_arguments_in_containers_are_stacked():
+    def nested(x, t, label, added):
+        return network(x, t, label) + per_sample(added["text"][0])
+
+    shared = {"added": {"text": [torch.arange(SHAPE[0], **WIDE)], "size": 8}}
+    kwargs = {"model_kwargs": CLASSES["model_kwargs"] | shared, "uncond_kwargs": CLASSES["uncond_kwargs"]}
+    apart, together = (sample("ddim", nested, guidance_scale=3.0, stacked=stacked, **kwargs) for stacked in (False, True))
+    close(together, apart)

@@ -42,7 +42,7 @@ def test_every_sampler_draws(run, sampler):
     images = draw(trained, 2, sampler, 4, seed=3, progress=False)
     assert images.shape == (2, 1, 8, 8) and images.isfinite().all()
     diffusion = trained.config.diffusion()
-    options = {"use_clipped_model_output": True} if sampler == "ddim" else {}
+    options = {"ddim": {"use_clipped_model_output": True}, "heun": {"spacing": "karras"}}.get(sampler, {})
     options = {"sampler": sampler, "steps": 4, "seed": 3, "clip_denoised": True, "progress": False, **options}
     assert torch.equal(images, diffusion.sample(trained.network, (2, 1, 8, 8), **options))
 

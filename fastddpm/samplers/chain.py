@@ -54,6 +54,7 @@ def ddpm(
         schedule.timesteps,
         variance_type,
         schedule.alphas_cumprod,
+        draws_posterior=True,
         p_x=p_x,
         p_o=p_o,
         bound=bound,

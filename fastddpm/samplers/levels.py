@@ -221,7 +221,10 @@ def _karras(of_schedule: Tensor, steps: int, rho: float = 7.0) -> Tensor:
     if high.isinf():
         raise ValueError("spacing: expected another than 'karras' at zero terminal SNR (sigma is infinite there), got 'karras'")
     ramp = _count(steps) / max(steps - 1, 1)
-    return (high + ramp * (low - high)) ** rho
+    sigmas = (high + ramp * (low - high)) ** rho
+    sigmas[-1] = of_schedule[0]  # the ends themselves, not their roots' powers
+    sigmas[0] = of_schedule[-1]
+    return sigmas
 
 
 def _timesteps_at(of_schedule: Tensor, sigmas: Tensor) -> Tensor:

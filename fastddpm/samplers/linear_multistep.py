@@ -52,6 +52,7 @@ def _integrals(nodes: Tensor, low: Tensor, high: Tensor) -> Tensor:
     spacing="leading",
     final_sigmas_type="sigma_min",
     prediction_types=("epsilon",),
+    takes_edits=False,
     visits=lambda steps: [0, *range(1, min(steps, 2)), *range(1, steps + 1)],
 )
 def plms(at: Levels) -> Columns:

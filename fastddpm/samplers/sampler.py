@@ -29,6 +29,7 @@ class Sampler:
         visits: S to the levels that the rows begin at, where not each once; the last is where the last row ends.
         inverse: walks towards more noise.
         prediction_types: of the network.
+        takes_edits: see `StepRows`.
     """
 
     def __init__(
@@ -42,7 +43,9 @@ class Sampler:
         visits: Callable[[int], Sequence[int]] | None = None,
         inverse: bool = False,
         prediction_types: tuple[str, ...] = PREDICTION_TYPES[:3],
+        takes_edits: bool = True,
     ):
+        self.takes_edits = takes_edits
         self.formula, self.visits, self.inverse, self.prediction_types = formula, visits, inverse, prediction_types
         self.spacing, self.clip_denoised, self.final_sigmas_type = spacing, clip_denoised, final_sigmas_type
         self.spacings, self.fractional = spacings, fractional
@@ -100,8 +103,9 @@ class Sampler:
         _check_prediction(at, prediction_type)
         columns = _without_epsilon(self.formula(at, **options), at, prediction_type, clip)
         columns["p_x"], columns["p_o"] = x_0_of(at.a, at.b, prediction_type)
-        rows = {name: column.flip(0) for name, column in columns.items()}
-        return StepRows(at.timesteps.flip(0), variance_type, (at.a**2).flip(0), bound=bound, **rows)
+        rows: dict[str, Any] = {name: column.flip(0) for name, column in columns.items()}
+        rows |= {"bound": bound, "takes_edits": self.takes_edits}
+        return StepRows(at.timesteps.flip(0), variance_type, (at.a**2).flip(0), **rows)
 
 
 def _without_epsilon(columns: Columns, at: Levels, prediction_type: str, clip: bool) -> Columns:

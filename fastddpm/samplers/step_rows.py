@@ -20,12 +20,14 @@ class StepRows(Tables):
         variance_type: "learned" and "learned_range" want a network's output of twice the channels.
         alphas_cumprod: `[S]`, abar of x at each row, for a loop that noises what it puts into x (inpainting) or moves the score
             (cond_fn); None where no such loop will walk the rows.
+        takes_edits: whether a loop may edit x between the steps (docs/samplers.md).
+        draws_posterior: whether the steps are draws of the chain's own posterior, whose mean a cond_fn moves.
         columns: of `rows.StepRow`, by name, each `[S]` or one number for all; 0 where not given, but g 1, and no bound.
 
     Attributes:
-        timesteps, variance_type, alphas_cumprod: as given.
+        timesteps, variance_type, alphas_cumprod, takes_edits, draws_posterior: as given.
         columns: the `StepRow` of float64 `[S]` on the CPU.
-        adds_noise: whether any sigma is not 0.
+        adds_noise, reads_x_0: whether any sigma, any k_0 is not 0.
         history: how many earlier steps' tensors the rows read, 0 to 3.
         keeps: whether a step hands on c_x x + c_0 x_0_hat; else what later steps read is its x_0_hat.
 
@@ -38,6 +40,8 @@ class StepRows(Tables):
         timesteps: Tensor,
         variance_type: str = "fixed_small",
         alphas_cumprod: Tensor | None = None,
+        takes_edits: bool = True,
+        draws_posterior: bool = False,
         **columns: Tensor | float,
     ):
         check_one_of("variance_type", variance_type, VARIANCE_TYPES)
@@ -52,11 +56,12 @@ class StepRows(Tables):
         ):
             raise TypeError(f"timesteps: expected int64 or float32 [S] of one step or more, got {describe(timesteps)}")
         self.timesteps, self.variance_type = timesteps.cpu().clone(), variance_type
+        self.takes_edits, self.draws_posterior = takes_edits, draws_posterior
         self.alphas_cumprod = None if alphas_cumprod is None else _column("alphas_cumprod", alphas_cumprod, len(timesteps))
         given = {"bound": math.inf, "g": 1.0, **columns}
         self.columns = StepRow(*(_column(name, given.get(name, 0.0), len(timesteps)) for name in StepRow._fields))
         k = self.columns
-        self.adds_noise = bool(k.sigma.any())
+        self.adds_noise, self.reads_x_0 = bool(k.sigma.any()), bool(k.k_0.any())
         self.history = max((j for j, k_h in enumerate((k.k_h1, k.k_h2, k.k_h3), 1) if k_h.any()), default=0)
         self.keeps = bool(k.c_x.any() or k.c_0.any())
         levels = () if self.alphas_cumprod is None else (self.alphas_cumprod,)
@@ -80,7 +85,8 @@ class StepRows(Tables):
         if not bool(share.isfinite().all()):
             raise ValueError("denoised_fn: expected steps whose output tells x_0_hat, got one that begins without noise")
         columns = k._replace(p_x=0.0, p_o=1.0, k_x=k.k_x - share * k.p_x, k_0=k.k_0 + share, k_o=0.0)
-        return StepRows(self.timesteps, self.variance_type, self.alphas_cumprod, **columns._asdict())
+        about = (self.timesteps, self.variance_type, self.alphas_cumprod, self.takes_edits, self.draws_posterior)
+        return StepRows(*about, **columns._asdict())
 
     def on(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """The table that the kernels read, on a device, uploaded once."""

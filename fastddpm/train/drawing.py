@@ -15,6 +15,9 @@ DDPM_STEPS, STEPS = 250, 50
 OPTIONS = {"ddim": {"use_clipped_model_output": True}}
 """Without it DDIM falls apart where guidance and clipping meet: its eps_hat is then of another image than its x_0_hat."""
 
+SPACINGS = {"heun": "karras"}
+"""Of its own it begins where a cosine schedule's noise is beyond any step's reach (docs/samplers.md)."""
+
 
 def draw(
     run: Run,
@@ -60,7 +63,7 @@ def rows_of(config: TrainConfig, sampler: str, steps: int | None = None, spacing
         steps = min(DDPM_STEPS, config.timesteps) if sampler == "ddpm" else max(1, min(STEPS, config.timesteps - 1))
     if not 1 <= steps <= config.timesteps:
         raise UsageError(f"steps: expected 1 .. {config.timesteps}, the run's timesteps, got {steps}")
-    chain, walk = config.diffusion().schedule, {"steps": steps, "spacing": spacing}
+    chain, walk = config.diffusion().schedule, {"steps": steps, "spacing": spacing or SPACINGS.get(sampler)}
     if sampler == "ddpm" and spacing is None:  # the chain that `evaluate` walks
         chain, walk = chain.respace(steps), {}
     try:
