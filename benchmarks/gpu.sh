@@ -43,7 +43,8 @@ run() {
     timeout -s INT -k 20 $((left > 1 ? left : 1)) "$@"
 }
 module() { run "$PYTHON" -m "benchmarks.$1" --out "$DIR" "${DRY[@]}" "${@:2}"; }
-tests() { run "${@:2}" "$PYTHON" -m pytest -q -p benchmarks.gpu_tests --rows "$DIR" --rows-of "$1" ${DRY:+--rows-dry} "${TESTS[@]}"; }
+# a folder as a word of its own would be taken for one of tests, and the settings of pyproject.toml not be found
+tests() { run "${@:2}" "$PYTHON" -m pytest -q -p benchmarks.gpu_tests "--rows=$DIR" "--rows-of=$1" ${DRY:+--rows-dry} "${TESTS[@]}"; }
 
 build() { # a dry run leaves the installation as it is
     ((${#DRY[@]})) || run env FASTDDPM_FORCE_CPP=1 "$PYTHON" -m pip install -q --no-index --no-deps --no-build-isolation -e . ||

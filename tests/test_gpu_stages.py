@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -214,3 +215,14 @@ def test_rows_that_are_no_figures_are_refused(rows, project):
     with pytest.raises(SystemExit, match="several devices: Another, Made-up GPU"):
         gpu_publish.publish(rows({"test": ROWS["test"]}, device="Another"), project)
     assert (project / "README.md").read_text() == before and not (project / "benchmarks").exists()
+
+
+def test_the_stage_s_tests_are_run_by_the_project_s_settings(tmp_path):
+    """Which leave the slow ones out: an option's folder must not be taken for one of tests."""
+    script = (ROOT / "benchmarks" / "gpu.sh").read_text()
+    options = (
+        re.search(r"-p benchmarks.gpu_tests (.*?) \$\{DRY", script).group(1).replace('"', "").replace("$DIR", str(tmp_path))
+    )
+    command = [sys.executable, "-m", "pytest", "-p", "benchmarks.gpu_tests", *options.replace("$1", "test").split()]
+    done = subprocess.run([*command, "--collect-only", "-k", "no test at all"], cwd=ROOT, capture_output=True, text=True)
+    assert "configfile: pyproject.toml" in done.stdout, done.stdout[:2000]
