@@ -55,9 +55,8 @@ class Loss(torch.autograd.Function):
         alone = rest == () or (rest[0] is None and rest[1] is None)
         if first is None and alone:
             return None, None, None, None
-        plain = not (
-            torch.is_grad_enabled() or _transforming()
-        )  # `again` of the common case, which is all of a small call's time
+        # `again` of the common case, which is all of a small call's time
+        plain = not (torch.is_grad_enabled() or _transforming())
         if made is not None and first is not None and alone and plain and not _is_batched(first):
             ops.scale_grad_(made, first)
             return made, None, None, None

@@ -1,7 +1,8 @@
 """Checks of arguments, shared by the public functions. Each error names the argument, what was expected and what came."""
 
+import math
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, cast
 
 import torch
@@ -98,15 +99,25 @@ def check_index(name: str, t: Tensor, x: Tensor) -> None:
         raise ValueError(f"{name}: expected the data's device {x.device}, got {t.device}")
 
 
-def check_samples(name: str, values: Tensor, x: Tensor) -> None:
+def check_samples(name: str, values: Tensor, batch: int, device: torch.device) -> None:
     """A floating number a sample, or one for all, that no gradient is wanted of."""
     if not isinstance(values, Tensor) or not values.is_floating_point():
         raise TypeError(f"{name}: expected a floating tensor [B], got {describe(values)}")
-    if values.shape not in ((), x.shape[:1]):
-        raise ValueError(f"{name}: expected shape [{x.shape[0]}] (one a sample) or one value, got {list(values.shape)}")
-    if values.device != x.device:
-        raise ValueError(f"{name}: expected the data's device {x.device}, got {values.device}")
+    if values.shape not in ((), (batch,)):
+        raise ValueError(f"{name}: expected shape [{batch}] (one a sample) or one value, got {list(values.shape)}")
+    if values.device != device:
+        raise ValueError(f"{name}: expected the data's device {device}, got {values.device}")
     check_no_grad(name, values)
+
+
+def as_samples(name: str, value: Any, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The same, of a finite number too."""
+    if isinstance(value, Tensor):
+        check_samples(name, value, batch, device)
+        return value.to(dtype)
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number or a floating tensor [B], got {value!r}")
+    return torch.full((), float(value), dtype=dtype, device=device)  # filled there: an upload would wait
 
 
 def check_noise(noise: Tensor, x_name: str, x: Tensor, name: str = "noise") -> None:

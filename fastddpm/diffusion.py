@@ -15,7 +15,7 @@ from .functional import arithmetic, check_reduction, mse_loss, q_sample, q_sampl
 from .importance import LossSecondMoment
 from .models import Model, call_model, device_of
 from .noise import noise_key
-from .samplers import SAMPLERS, StepRows
+from .samplers import SAMPLERS, UNDER_GUIDANCE, StepRows
 from .samplers.levels import check_start
 from .sampling import STEERING, Inpainting, SamplingLoop, Steering, any_seed, check_seeds, edit_of, first_of
 from .schedule import FIRST_VARIANCES, LEARNED_VARIANCE_TYPES, VARIANCE_TYPES, NoiseSchedule, check_schedule
@@ -268,8 +268,8 @@ class GaussianDiffusion:
         """What `sample` walks, for arguments like its own."""
         steering = Steering(**{name: options.pop(name) for name in STEERING if name in options})
         clip_denoised = clip_denoised if steering.thresholding is None else True  # its own bound is in that one's place
-        if sampler == "ddim" and (steering.guidance_scale is not None or steering.thresholding is not None):
-            options.setdefault("use_clipped_model_output", True)  # else eps_hat and x_0_hat drift apart (docs/samplers.md)
+        if isinstance(sampler, str) and (steering.guidance_scale is not None or steering.thresholding is not None):
+            options = {**UNDER_GUIDANCE.get(sampler, {}), **options}
         rows, first, number = self._rows(sampler, steps, start, clip_denoised, clip_range, spacing, options)
         return SamplingLoop(rows, model, steering, shape[0], device, dtype, first, number)
 

@@ -5,9 +5,7 @@ float64, each of its own dtype and any layout; `t` holds indices 0..T-1, int32 o
 is float32 (float64 where the first tensor is float64), the result cast last. `noise` is a key (`noise_key`) or a tensor.
 """
 
-import math
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from torch import Tensor
 from . import autograd, ops
 from .checks import (
     as_int,
+    as_samples,
     check_data,
     check_index,
     check_key,
@@ -243,7 +242,9 @@ def _step_options(uncond_output, guidance, bound, history, return_kept, rows: St
     if uncond_output is not None:
         check_output(uncond_output, rows.variance_type, "x_t", x_t, "uncond_output")
     guidance = _guidance(guidance, uncond_output, x_t)
-    bound = None if bound is None else _per_sample("bound", bound, x_t)
+    if bound is not None:
+        check_samples("bound", bound, x_t.shape[0], x_t.device)
+        bound = bound.to(arithmetic(x_t))
     return uncond_output, guidance, bound, _history(history, rows, x_t), return_kept
 
 
@@ -252,16 +253,7 @@ def _guidance(guidance: Tensor | float | None, uncond_output: Tensor | None, x_t
         return None
     if uncond_output is None:
         raise ValueError("uncond_output: expected the output without the condition, since guidance is given, got None")
-    if isinstance(guidance, Tensor):
-        return _per_sample("guidance", guidance, x_t)
-    if not isinstance(guidance, Real) or not math.isfinite(guidance):
-        raise ValueError(f"guidance: expected a finite number or a floating tensor [B], got {guidance!r}")
-    return torch.full((), guidance, dtype=arithmetic(x_t), device=x_t.device)  # filled there: an upload would wait
-
-
-def _per_sample(name: str, values: Tensor, x: Tensor) -> Tensor:
-    check_samples(name, values, x)
-    return values.to(arithmetic(x))
+    return as_samples("guidance", guidance, x_t.shape[0], x_t.device, arithmetic(x_t))
 
 
 def _history(history: Sequence[Tensor], rows: StepRows, x_t: Tensor) -> list[Tensor]:

@@ -8,7 +8,6 @@ earlier steps, and the network's outputs: never one of each step.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from numbers import Real
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from tqdm.auto import tqdm
 
 from . import ops
 from .bits_per_dim import keys_of
-from .checks import check_data, check_like, describe
+from .checks import as_samples, check_data, check_like, describe
 from .models import Model, call_model
 from .noise import randn
 from .rows import NoisingRow, pack
@@ -62,20 +61,6 @@ class Steering:
         """Whether more than the step's kernel is at work."""
         edits = (self.thresholding, self.denoised_fn, self.cond_fn)
         return self.guidance_rescale > 0 or any(given is not None for given in edits)
-
-    def scale(self, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor | None:
-        """guidance_scale, where the samples are."""
-        scale = self.guidance_scale
-        if isinstance(scale, Tensor):
-            if not scale.is_floating_point() or scale.shape not in ((), (batch,)) or scale.device != device:
-                wanted = f"a number or a floating [{batch}] on {device}"
-                raise ValueError(f"guidance_scale: expected {wanted}, got {describe(scale)}")
-            return scale.detach().to(dtype)
-        if scale is None:
-            return None
-        if isinstance(scale, bool) or not isinstance(scale, Real) or not math.isfinite(scale):
-            raise ValueError(f"guidance_scale: expected a finite number or a floating tensor [{batch}], got {scale!r}")
-        return torch.full((), float(scale), dtype=dtype, device=device)  # filled there: an upload would wait
 
 
 STEERING = tuple(field.name for field in fields(Steering))
@@ -170,10 +155,13 @@ class SamplingLoop:
         self.rows, self.model, self.steering = rows, model, steering
         self.first, self.number = first, number
         self.where = (device, torch.float64 if dtype is torch.float64 else torch.float32)
-        self.table, self.scale = rows.on(*self.where), steering.scale(batch, *self.where)
+        self.composes, self.scale = steering.composes, None
+        if steering.guidance_scale is not None:
+            self.scale = as_samples("guidance_scale", steering.guidance_scale, batch, *self.where)
         self.tables = {make: rows.table(make, *self.where) for make in self._composed()}
         read = rows if steering.denoised_fn is None else rows.of_x_0
-        self.composed = read.on(*self.where)
+        self.table = read.on(*self.where)
+        self.carries_x_0 = rows.history > 0 and not rows.keeps
         if steering.thresholding is not None and not read.reads_x_0:
             raise ValueError("thresholding: expected steps that read x_0_hat, got ones that do not (of 'previous')")
 
@@ -229,23 +217,21 @@ class SamplingLoop:
         self, outputs: Outputs, x: Tensor, t: Tensor, index: Tensor, noise: Tensor | None, history: History, return_x_0: bool
     ) -> tuple[Tensor, Tensor, History]:
         """(x_prev, x_0_hat where it is wanted, the next step's history)"""
-        rows, steers = self.rows, self.steering.composes
-        wanted = return_x_0 or (rows.history > 0 and not rows.keeps)
-        output, uncond = outputs(x, t.clone() if steers else t)
-        scale, table, bound, shift = self.scale, self.table, None, None
-        if steers:
-            output, table, bound, shift = self._steered(output, uncond, x, t, index, outputs.kwargs)
+        keeps, scale, bound, shift = self.rows.keeps, self.scale, None, None
+        output, uncond = outputs(x, t.clone() if self.composes else t)
+        if self.composes:
+            output, bound, shift = self._steered(output, uncond, x, t, index, outputs.kwargs)
             uncond = scale = None
-        given = (wanted, uncond, scale, bound, history, rows.keeps)
-        x_prev, x_0, kept = ops.reverse_step(output, x, noise, index, table, *given)
+        given = (return_x_0 or self.carries_x_0, uncond, scale, bound, history, keeps)
+        x_prev, x_0, kept = ops.reverse_step(output, x, noise, index, self.table, *given)
         if shift is not None:
             x_prev = ops.noising(x_prev, shift, index, self.tables[_to_mean])
-        return x_prev, x_0, [kept if rows.keeps else x_0, *history[:-1]] if history else history
+        return x_prev, x_0, [kept if keeps else x_0, *history[:-1]] if history else history
 
     def _steered(
         self, output: Tensor, uncond: Tensor | None, x: Tensor, t: Tensor, index: Tensor, kwargs: Mapping[str, Any]
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """(the output to step with, the table that reads it, x_0_hat's own bound, what moves the mean by sigma^2 of it)"""
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """(the output to step with, x_0_hat's own bound, what moves the mean by sigma^2 of it)"""
         steering, bound, shift = self.steering, None, None
         mean, *v = (output,) if output.shape == x.shape else output.split(x.shape[1], 1)
         if uncond is not None and self.scale is not None:
@@ -266,7 +252,7 @@ class SamplingLoop:
                 check_like("denoised_fn's x_0_hat", x_0, "x_t", x)
             if steering.thresholding is not None:
                 bound = dynamic_bound(x_0, steering.thresholding)
-        return torch.cat((mean, *v), 1) if v else mean, self.composed, bound, shift
+        return torch.cat((mean, *v), 1) if v else mean, bound, shift
 
 
 # ---- what a loop is asked for, checked ----
@@ -320,9 +306,9 @@ def edit_of(
 
     def edit(i: int, x: Tensor, x_0: Tensor) -> Tensor:
         x = x if inpaint is None else inpaint(x, i)
-        before = None if x.is_inference() else x._version
+        before = _version(x)
         changed = None if callback is None else callback(i, timesteps[i], x, x_0)
-        if not rows.takes_edits and (changed is not None or (before is not None and x._version != before)):
+        if not rows.takes_edits and (changed is not None or _version(x) != before):
             raise ValueError(f"callback: expected it to leave x as it is and to return None, since {NO_EDITS}")
         if changed is None:
             return x
@@ -330,6 +316,11 @@ def edit_of(
         return changed.to(x.dtype)
 
     return edit
+
+
+def _version(x: Tensor) -> int:
+    """How often it was written into; of a tensor of inference mode nobody counts."""
+    return 0 if x.is_inference() else x._version
 
 
 # ---- what composes outside the step's kernel ----

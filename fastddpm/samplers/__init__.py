@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from .chain import ddpm
 from .dpm_solver import dpmpp, dpmpp_sde
@@ -31,8 +32,13 @@ SAMPLERS: Mapping[str, Callable[..., StepRows]] = {
 }
 """By name. All take (schedule, prediction_type, variance_type, clip_denoised, clip_range, steps, spacing, steps_offset)."""
 
+UNDER_GUIDANCE: Mapping[str, Mapping[str, Any]] = {"ddim": {"use_clipped_model_output": True}}
+"""Options of a sampler that guidance and thresholding want where x_0_hat is clipped: without this one DDIM's eps_hat is of
+another image than its x_0_hat, and falls apart (docs/samplers.md)."""
+
 __all__ = [
     "SAMPLERS",
+    "UNDER_GUIDANCE",
     "Levels",
     "Sampler",
     "StepRows",

@@ -6,14 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..samplers import SAMPLERS, StepRows
+from ..samplers import SAMPLERS, UNDER_GUIDANCE, StepRows
 from .config import TrainConfig, UsageError
 from .runs import Run
 
 DDPM_STEPS, STEPS = 250, 50
 """How many, of ddpm and of others, where none are asked for."""
-OPTIONS = {"ddim": {"use_clipped_model_output": True}}
-"""Without it DDIM falls apart where guidance and clipping meet: its eps_hat is then of another image than its x_0_hat."""
 
 SPACINGS = {"heun": "karras"}
 """Of its own it begins where a cosine schedule's noise is beyond any step's reach (docs/samplers.md)."""
@@ -67,7 +65,7 @@ def rows_of(config: TrainConfig, sampler: str, steps: int | None = None, spacing
     if sampler == "ddpm" and spacing is None:  # the chain that `evaluate` walks
         chain, walk = chain.respace(steps), {}
     try:
-        return SAMPLERS[sampler](chain, config.prediction, config.variance, True, **walk, **OPTIONS.get(sampler, {}))
+        return SAMPLERS[sampler](chain, config.prediction, config.variance, True, **walk, **UNDER_GUIDANCE.get(sampler, {}))
     except ValueError as error:
         raise UsageError(f"sampler {sampler} of {steps} steps: {error}") from None
 
