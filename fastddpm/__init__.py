@@ -4,9 +4,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 from . import samplers
 from .diffusion import GaussianDiffusion
-from .functional import mse_loss, q_sample, q_sample_uniform, q_step, reverse_step
+from .functional import mse_loss, q_sample, q_sample_uniform, q_step, reverse_step, velocity
 from .graphs import GraphedSampler, GraphedTrainingStep
 from .importance import LossSecondMoment
+from .integrations import Patch, patch
 from .memory import empty_cache
 from .noise import STREAMS, advance, noise_key, randn, timesteps
 from .schedule import NoiseSchedule
@@ -24,11 +25,13 @@ __all__ = [
     "GraphedTrainingStep",
     "LossSecondMoment",
     "NoiseSchedule",
+    "Patch",
     "advance",
     "empty_cache",
     "hybrid_loss",
     "mse_loss",
     "noise_key",
+    "patch",
     "prior_kl",
     "q_sample",
     "q_sample_uniform",
@@ -37,5 +40,6 @@ __all__ = [
     "reverse_step",
     "samplers",
     "timesteps",
+    "velocity",
     "vlb_loss",
 ]

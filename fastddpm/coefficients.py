@@ -113,6 +113,16 @@ def _q_step(schedule: NoiseSchedule) -> Tensor:
     return pack(NoisingRow(schedule.alphas.sqrt(), schedule.betas.sqrt()))
 
 
+def velocity_rows(schedule: NoiseSchedule, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """`NoisingRow` of each t: v = a x_0 + s z of -sqrt(1 - abar), sqrt(abar)."""
+    return schedule.table(_velocity, device, dtype)
+
+
+def _velocity(schedule: NoiseSchedule) -> Tensor:
+    signal, noise = _levels(schedule)
+    return pack(NoisingRow(-noise, signal))
+
+
 # ---- losses ----
 
 

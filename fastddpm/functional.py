@@ -26,7 +26,7 @@ from .checks import (
     check_samples,
     describe,
 )
-from .coefficients import mse_rows, q_sample_rows, q_step_rows
+from .coefficients import mse_rows, q_sample_rows, q_step_rows, velocity_rows
 from .samplers import StepRows
 from .schedule import NoiseSchedule, check_schedule
 
@@ -76,6 +76,11 @@ def q_sample_uniform(x_0: Tensor, schedule: NoiseSchedule, key: Tensor) -> tuple
 def q_step(x_prev: Tensor, t: Tensor | int, schedule: NoiseSchedule, noise: Tensor) -> Tensor:
     """x_t = sqrt(alpha_t) x_{t-1} + sqrt(beta_t) z: one step of the forward chain (Ho et al. 2020, eq. 2). As `q_sample`."""
     return _noised("x_prev", x_prev, t, schedule, noise, q_step_rows)
+
+
+def velocity(x_0: Tensor, t: Tensor | int, schedule: NoiseSchedule, noise: Tensor) -> Tensor:
+    """v = sqrt(abar_t) z - sqrt(1 - abar_t) x_0, the target of v-prediction (Salimans & Ho 2022, appendix D). As `q_sample`."""
+    return _noised("x_0", x_0, t, schedule, noise, velocity_rows)
 
 
 def _noised(name, x, t, schedule, noise, rows_on) -> Tensor:

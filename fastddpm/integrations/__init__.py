@@ -1,0 +1,48 @@
+"""The loops that people have: objects of diffusers', OpenAI's and lucidrains' code, patched one by one (docs/integrations.md).
+
+Nothing here is imported before a patch asks for it, and no peer before somebody made an object of it.
+"""
+
+from importlib import import_module
+from typing import Any
+
+from .patch import Patch, Peer, apply
+
+PEERS = {
+    "diffusers.DDPMScheduler": ".diffusers.ddpm",
+    "diffusers.DDIMScheduler": ".diffusers.ddim",
+}
+"""The modules whose `PEERS` have the classes that are known, by the class's name and its package's."""
+
+
+def patch(obj: Any, noise: str = "torch", *, strict: bool = False, force: bool = False) -> Patch:
+    """Puts fastddpm's kernels in the place of an object's own methods. It does what it did, faster, until `undo()`.
+
+    Args:
+        obj: a scheduler or pipeline of diffusers, a diffusion or trainer of OpenAI's code or of lucidrains', or another of the
+            classes in docs/integrations.md. Only this object is changed, never its class.
+        noise: "torch" draws exactly what the original draws, when it draws it; "philox" makes the noise inside the kernels,
+            from a key that is drawn from the generator in its place.
+        strict: in half precision call the original, whose roundings are coarser than ours.
+        force: also patch a class whose methods are others than those that fastddpm knows.
+
+    Returns:
+        A `Patch`: `undo()`, `summary()`, and a context manager.
+
+    Raises:
+        TypeError: an object that fastddpm does not know.
+        ValueError: one that is patched already, or whose methods (a subclass's, another version's) are not known.
+    """
+    return apply(obj, peer_of, noise, strict, force)
+
+
+def peer_of(obj: Any) -> Peer:
+    """The first class of obj's, from its own to its bases, that is known."""
+    for cls in type(obj).__mro__:
+        name = f"{cls.__module__.split('.')[0]}.{cls.__qualname__}"
+        if name in PEERS:
+            return import_module(PEERS[name], __name__).PEERS[name]
+    raise TypeError(f"obj: expected one of {', '.join(PEERS)}, got {type(obj).__module__}.{type(obj).__qualname__}")
+
+
+__all__ = ["Patch", "patch"]

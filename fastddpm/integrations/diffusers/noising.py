@@ -1,0 +1,55 @@
+"""`add_noise` and `get_velocity` of the schedulers that have alphas_cumprod."""
+
+from typing import Any
+
+from torch import Tensor
+
+from ...functional import q_sample, velocity
+from ...schedule import NoiseSchedule
+from ..patch import MARK, Method, original
+from .walk import HALF, cached
+
+
+def add_noise(self: Any, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    why = _why_not(self, original_samples, noise, timesteps)
+    if not why:
+        try:
+            return q_sample(original_samples, timesteps.to(original_samples.device), _schedule_of(self), noise)
+        except (IndexError, TypeError, ValueError) as refused:  # a timestep of -1 wraps, noise is broadcast, ..
+            why = str(refused)
+    return original(self, add_noise, why)(original_samples, noise, timesteps)
+
+
+def get_velocity(self: Any, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    why = _why_not(self, sample, noise, timesteps)
+    if not why:
+        try:
+            return velocity(sample, timesteps.to(sample.device), _schedule_of(self), noise)
+        except (IndexError, TypeError, ValueError) as refused:
+            why = str(refused)
+    return original(self, get_velocity, why)(sample, noise, timesteps)
+
+
+def _why_not(self: Any, x: Tensor, noise: Tensor, timesteps: Tensor) -> str:
+    """Why a call is the original's, of what our functions would not refuse."""
+    patch = getattr(self, MARK)
+    if not isinstance(timesteps, Tensor) or not isinstance(x, Tensor) or not isinstance(noise, Tensor):
+        return "an argument that is no tensor"
+    if noise.dtype is not x.dtype:
+        return "noise of another dtype than the sample's"
+    if patch.strict and x.dtype in HALF:
+        return "strict, in half precision"
+    if self.alphas_cumprod.device != x.device:  # theirs moves it, and scripts index it with timesteps of that device
+        self.alphas_cumprod = self.alphas_cumprod.to(device=x.device)
+    return ""
+
+
+def _schedule_of(self: Any) -> NoiseSchedule:
+    abar = self.alphas_cumprod
+    return cached(getattr(self, MARK), "noising", (abar,), lambda: NoiseSchedule.from_alphas_cumprod(abar))
+
+
+METHODS = (
+    Method(add_noise, "one pass, its coefficients rounded once, also in half precision"),
+    Method(get_velocity, "one pass, its coefficients rounded once, also in half precision"),
+)
