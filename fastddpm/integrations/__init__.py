@@ -11,6 +11,7 @@ from .patch import Patch, Peer, apply
 PEERS = {
     "diffusers.DDPMScheduler": ".diffusers.ddpm",
     "diffusers.DDIMScheduler": ".diffusers.ddim",
+    "diffusers.DiffusionPipeline": ".diffusers.pipeline",
 }
 """The modules whose `PEERS` have the classes that are known, by the class's name and its package's."""
 
