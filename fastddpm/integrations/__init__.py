@@ -12,6 +12,7 @@ PEERS = {
     "diffusers.DDPMScheduler": ".diffusers.ddpm",
     "diffusers.DDIMScheduler": ".diffusers.ddim",
     "diffusers.DiffusionPipeline": ".diffusers.pipeline",
+    "diffusers.EMAModel": ".diffusers.ema",
 }
 """The modules whose `PEERS` have the classes that are known, by the class's name and its package's."""
 

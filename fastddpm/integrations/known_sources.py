@@ -31,4 +31,7 @@ KNOWN: Mapping[str, Mapping[str, str]] = {
     "diffusers.DDPMScheduler.step": {
         "77584db12167b66c": "diffusers 0.31.0 .. diffusers 0.42.1",
     },
+    "diffusers.EMAModel.step": {
+        "f7ecc9b201ff5a8a": "diffusers 0.31.0 .. diffusers 0.42.1",
+    },
 }
