@@ -16,7 +16,9 @@ from fastddpm.samplers import StepRows
 INSTRUCTION_SETS: tuple[str, ...] = tuple(getattr(_extension.module, "isas", ()))
 """What the C++ kernels can run on this CPU; empty where they are not built."""
 NOT_BUILT = f"the C++ kernels are not built: {_extension.reason}"
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (*FLOATS, torch.float64)
+wide = {"dtype": torch.float64}
 
 
 def importable(name):
@@ -107,6 +109,10 @@ def all_large():
 def values(*shape, dtype=torch.float32, seed=0):
     """Test data in [-1, 1]-ish: another generator than the one under test."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).mul_(0.7).to(dtype)
+
+
+def leaf(*shape, **kwargs):
+    return values(*shape, **kwargs).requires_grad_()
 
 
 def spread(batch, num_timesteps=1000):
