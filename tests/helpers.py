@@ -12,6 +12,7 @@ import fastddpm.functional
 import fastddpm.noise
 from fastddpm import _extension, _triton, noise_key, randn, reference
 from fastddpm.samplers import StepRows
+from fastddpm.train.cli import main
 
 INSTRUCTION_SETS: tuple[str, ...] = tuple(getattr(_extension.module, "isas", ()))
 """What the C++ kernels can run on this CPU; empty where they are not built."""
@@ -133,6 +134,14 @@ def same_bits(a, b):
         return False
     number = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
     return bool(((a.contiguous().view(number) == b.contiguous().view(number)) | (a.isnan() & b.isnan())).all())
+
+
+def fails(arguments, capsys):
+    """The one line that a mistake on the command line gets."""
+    assert main(arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("fastddpm: "), lines
+    return lines[0]
 
 
 # ---- layouts: each holds the values of a contiguous [B, C, H, W] tensor in another order or place ----
