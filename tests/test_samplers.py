@@ -237,6 +237,14 @@ def test_a_short_schedule(name, total):
             assert all(column.isfinite().all() for column in columns._replace(bound=columns.sigma))
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_none_is_a_sampler_s_own_default(name):
+    """Whether it clips, as docs/samplers.md says, and how it spaces."""
+    rows, plain = SAMPLERS[name](SCHEDULE, steps=10, clip_denoised=None, spacing=None), SAMPLERS[name](SCHEDULE, steps=10)
+    assert bool(rows.columns.bound.isfinite().all()) == (name in ("ddpm", "ddim", "ddim_inverse"))
+    assert torch.equal(rows.timesteps, plain.timesteps) and all(map(torch.equal, rows.columns, plain.columns))
+
+
 def test_fractional_timesteps_only_where_there_are_some():
     assert samplers.euler(SCHEDULE, steps=10).timesteps.dtype == torch.int64  # 99 / 9 is 11
     assert samplers.euler(SCHEDULE, steps=9).timesteps.dtype == torch.float32
