@@ -1,9 +1,8 @@
-"""Samplers by themselves: orders of convergence, OpenAI's ddim_sample, the limits of their formulas, and what they refuse.
+"""Samplers by themselves: OpenAI's ddim_sample, the limits of their formulas, and what they refuse.
 
-diffusers' loops beside them are in test_samplers_diffusers.py.
+diffusers' loops beside them are in test_samplers_diffusers.py, their orders of convergence in test_orders.py.
 """
 
-import itertools
 import math
 
 import pytest
@@ -18,51 +17,6 @@ from fastddpm.samplers.levels import EVEN, levels_of
 
 SCHEDULE = NoiseSchedule.linear(100)
 ZERO_SNR = SCHEDULE.zero_terminal_snr()
-FULL = {"lower_order_final": False}
-
-# ---- the analytic Gaussian: x_0 ~ N(0, s^2), of which eps*(x, t) = b x / (a^2 s^2 + b^2), and the ODE's solution is known ----
-
-DEVIATION = 0.5
-
-
-def grid(steps, before=0):
-    """log(a / b) from -3 to 3, evenly, and some levels before."""
-    log_snr = torch.arange(-before, steps + 1, dtype=torch.float64) * (6 / steps) - 3
-    return Levels(torch.arange(steps + before), (-log_snr).exp())
-
-
-def error(name, steps, exact_history, **options):
-    """At the grid's end, from the exact x (and exact earlier x_0_hats) at its beginning."""
-    levels = grid(steps, exact_history)
-    a, b = (1 + levels.sigmas**2).rsqrt(), (1 + levels.sigmas**-2).rsqrt()
-    exact = (a**2 * DEVIATION**2 + b**2).sqrt()  # the marginal's deviation, along which the ODE moves x
-    rows = SAMPLERS[name](levels, clip_denoised=False, **options)
-    x_0 = a * DEVIATION**2 / exact  # E[x_0 | x] at x = exact
-    kept = [x_0[[n]] if n >= 0 else torch.zeros(1) for n in range(exact_history - 1, exact_history - 4, -1)]
-    start = len(rows) - 1 - exact_history
-    x = walk(rows, exact[[exact_history]], None, lambda x, t: b[t] * x / exact[t] ** 2, kept, start)
-    return float((x - exact[-1]).abs())
-
-
-ORDERS = {
-    "ddim": ("ddim", 1, 0, {}),
-    "euler": ("euler", 1, 0, {}),
-    "heun": ("heun", 2, 0, {}),
-    "dpmpp_2m": ("dpmpp_2m", 2, 0, FULL),
-    "dpmpp_3m": ("dpmpp_3m", 2, 0, FULL),
-    "dpmpp_3m as published, from exact x_0_hats": ("dpmpp_3m", 2, 2, FULL),
-    "dpmpp_3m with all its curvature, from exact x_0_hats": ("dpmpp_3m", 3, 2, {"full_curvature": True, **FULL}),
-    "unipc_2": ("unipc_2", 3, 0, FULL),
-    "unipc_3": ("unipc_3", 4, 0, FULL),
-}
-
-
-@pytest.mark.parametrize("case", ORDERS)
-def test_order_of_convergence(case):
-    name, order, exact_history, options = ORDERS[case]
-    errors = [error(name, steps, exact_history, **options) for steps in (10, 20, 40, 80, 160, 320, 640)]
-    assert all(later < earlier for earlier, later in itertools.pairwise(errors))
-    assert math.log2(errors[-2] / errors[-1]) == pytest.approx(order, abs=0.15)
 
 
 # ---- OpenAI's ----
