@@ -1,4 +1,4 @@
-"""What the examples share and everybody has already: some data (scikit-learn's digits), and a small network that takes (x, t)."""
+"""What the examples share: some data (scikit-learn's digits), and a small network that takes (x, t). You have both."""
 
 import torch
 from sklearn.datasets import load_digits

@@ -12,7 +12,9 @@ import fastddpm
 def main(steps: int = 50) -> np.ndarray:
     torch.manual_seed(0)
     blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
-    unet = UNet2DModel(8, 1, 1, **blocks, block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=8)  # or a trained one
+    unet = UNet2DModel(
+        8, 1, 1, **blocks, block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=8
+    )  # or a trained one
     pipeline = DDIMPipeline(unet.eval(), DDIMScheduler())
     with fastddpm.patch(pipeline) as patched:
         print(patched.summary())
