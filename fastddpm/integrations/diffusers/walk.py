@@ -42,14 +42,17 @@ class Walk:
         if isinstance(timestep, Tensor):
             if timestep.numel() != 1:
                 return -1
-            if timestep.device.type != "cpu" and _lies_in(timestep, timesteps):  # known by where it lies: a read would wait
+            if not timestep.is_cpu and _lies_in(timestep, timesteps):  # known by where it lies: a read would wait
                 return self.rows_in_order[timestep.storage_offset() - timesteps.storage_offset()]
             timestep = timestep.item()
-        return self.row_at.get(timestep, -1) if isinstance(timestep, Integral) else -1
+        return self.row_at.get(timestep, -1) if type(timestep) is int or isinstance(timestep, Integral) else -1
 
 
 def _lies_in(part: Tensor, whole: Tensor) -> bool:
-    return part.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+    """Whether a number is one of a vector's own."""
+    if part.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr() or part.dtype is not whole.dtype:
+        return False
+    return whole.is_contiguous() and 0 <= part.storage_offset() - whole.storage_offset() < whole.numel()
 
 
 def bound_of(config: Any, like: Tensor) -> Tensor:
@@ -61,10 +64,7 @@ def why_not(patch: Patch, walk: Walk, row: int, output: Tensor, sample: Tensor, 
     """Why a step is the original's; "" where it is ours."""
     if row < 0:
         return "a timestep that is none of the scheduler's, or where it divides by 0"
-    shape = list(sample.shape)
-    if walk.learned:
-        shape[1:2] = [2 * n for n in shape[1:2]]
-    if list(output.shape) != shape or output.device != sample.device:
+    if output.shape != (_doubled(sample.shape) if walk.learned else sample.shape) or output.device != sample.device:
         return "a model_output of another shape or device than the sample's"
     if output.dtype is not sample.dtype and (returns_output or torch.promote_types(output.dtype, sample.dtype) != sample.dtype):
         return "a result of another dtype than the sample's"
@@ -73,6 +73,11 @@ def why_not(patch: Patch, walk: Walk, row: int, output: Tensor, sample: Tensor, 
     if patch.strict and (sample.dtype in HALF or output.dtype in HALF):
         return "strict, in half precision"
     return ""
+
+
+def _doubled(shape: torch.Size) -> tuple[int, ...]:
+    """With the variance's channels behind the mean's."""
+    return (*shape[:1], *(2 * channels for channels in shape[1:2]), *shape[2:])
 
 
 def stepped(
