@@ -21,7 +21,7 @@ class Walk:
 
     Args:
         timesteps: int64 `[S]` on the CPU, the first step's first.
-        columns: of `rows.StepRow`, float64 `[S]` in the same order. A step with a column that is not finite (a division by 0)
+        columns: of `rows.StepRow`, floating `[S]` in the same order. A step with a column that is not finite (a division by 0)
             is the original's.
         draws: `[S]`, at which steps the scheduler draws noise, be its sigma 0.
         variance_type: "learned_range" where the network's output has the variance's channels.
@@ -29,7 +29,7 @@ class Walk:
 
     def __init__(self, timesteps: Tensor, columns: dict[str, Tensor], draws: Tensor, variance_type: str = "fixed_small"):
         finite = torch.stack([column.isfinite() for name, column in columns.items() if name != "bound"]).all(0)
-        given = {name: torch.where(finite, column, 0.0).flip(0) for name, column in columns.items()}
+        given = {name: torch.where(finite, column.double(), 0.0).flip(0) for name, column in columns.items()}
         self.rows = StepRows(timesteps.flip(0), variance_type, None, True, False, **given)
         self.learned = variance_type == "learned_range"
         self.draws = draws.flip(0).tolist()
