@@ -1,4 +1,4 @@
-"""What the schedulers share that walk a list of sigmas, by a step_index: of x_0 + sigma eps, or a x_0 + b eps, b / a = sigma."""
+"""What the schedulers share that walk a list of sigmas, by a step_index: of x_0 + sigma eps, or a x_0 + b eps, b = sigma a."""
 
 from typing import Any
 
