@@ -6,7 +6,6 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
-from ...functional import reverse_step
 from ...samplers import Levels
 from ...samplers.dpm_solver import differences, weight_of
 from ...samplers.one_step import ancestral, straight
@@ -36,7 +35,7 @@ def step(
         history = self.model_outputs[:-order:-1]
         why = solver.why_not(i, order, history, sample, variance_noise)
         if not why:
-            noise = _noise(patch, sample, generator, variance_noise) if solver.adds_noise else "none"
+            noise = _noise(patch, sample, generator, variance_noise) if solver.adds_noise else None
             x, x_0 = solver.stepped(i, order, model_output, sample, noise, history)
             self.model_outputs[:] = [*self.model_outputs[1:], x_0]
             if self.lower_order_nums < config.solver_order:
@@ -89,13 +88,16 @@ class Solver:
     def why_not(self, i: Any, order: int, history: list[Any], sample: Tensor, given: Tensor | None) -> str:
         if order not in self.rows or not self.rows[order].has(i):
             return f"{NOT_OURS}; of the SDE a step of order 3"
-        return unlike(sample, *history, *([given] if self.adds_noise and given is not None else []))
+        if not self.adds_noise or given is None:
+            return unlike(sample, *history)
+        return unlike(sample, *history, given) or ("noise that wants a gradient" if given.requires_grad else "")
 
     def stepped(
-        self, i: int, order: int, output: Tensor, sample: Tensor, noise: Tensor | str, history: list[Tensor]
+        self, i: int, order: int, output: Tensor, sample: Tensor, noise: Tensor | None, history: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        sample = sample.to(torch.promote_types(sample.dtype, output.dtype))
-        x, x_0 = reverse_step(output, sample, i, self.rows[order].rows, noise, not self.returns_output, history=history)
+        if sample.dtype is not output.dtype:
+            sample = sample.to(torch.promote_types(sample.dtype, output.dtype))
+        x, x_0, _ = self.rows[order].step(i, output, sample, noise, not self.returns_output, history)
         return x, output if self.returns_output else x_0
 
 

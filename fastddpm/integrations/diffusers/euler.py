@@ -44,7 +44,7 @@ def step(
         seen = (self.sigmas, prediction)
         rows, i = cached(patch, "step", seen, lambda: _rows(*seen)), step_index(self, timestep)
         if rows.has(i):
-            x, x_0 = upcast_step(rows, i, model_output, sample, "none", prediction == "sample")
+            x, x_0 = upcast_step(rows, i, model_output, sample, None, prediction == "sample")
             self._step_index += 1
             return EulerDiscreteSchedulerOutput(prev_sample=x, pred_original_sample=x_0) if return_dict else (x, x_0)
         why = NOT_OURS

@@ -6,7 +6,6 @@ import torch
 from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteSchedulerOutput
 from torch import Tensor
 
-from ...functional import reverse_step
 from ...samplers.one_step import straight
 from ..patch import MARK, Method, Patch, Peer, original
 from .sigmas import (
@@ -81,13 +80,13 @@ class Stages:
         return self.of_second.has(i) and length is self.lengths[i - 1]
 
     def first(self, scheduler: Any, i: int, output: Tensor, sample: Tensor, returns_output: bool) -> tuple[Tensor, Tensor]:
-        x, x_0, kept = reverse_step(output, sample, i, self.of_first.rows, "none", not returns_output, return_kept=True)
+        x, x_0, kept = self.of_first.step(i, output, sample, None, not returns_output, return_kept=True)
         scheduler.prev_derivative, scheduler.dt, scheduler.sample = kept, self.lengths[i], sample
         return x, output if returns_output else x_0
 
     def second(self, scheduler: Any, i: int, output: Tensor, sample: Tensor, returns_output: bool) -> tuple[Tensor, Tensor]:
         history = [scheduler.prev_derivative, scheduler.sample]
-        x, x_0 = reverse_step(output, sample, i, self.of_second.rows, "none", not returns_output, history=history)
+        x, x_0, _ = self.of_second.step(i, output, sample, None, not returns_output, history)
         scheduler.prev_derivative = scheduler.dt = scheduler.sample = None
         return x, output if returns_output else x_0
 

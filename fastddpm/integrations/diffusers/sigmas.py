@@ -8,7 +8,7 @@ from torch import Tensor
 from ... import autograd
 from ...checks import FLOAT_DTYPES, check_data, check_index, check_noise
 from ...coefficients import x_0_of
-from ...functional import arithmetic, reverse_step
+from ...functional import arithmetic
 from ...rows import NoisingRow, pack
 from ...samplers import Levels
 from ...tables import Tables
@@ -34,11 +34,25 @@ class Rows:
     """The rows of a scheduler's steps, by step_index. One that is not finite, or shall not, is the original's."""
 
     def __init__(self, columns: dict[str, Tensor], there: Tensor | bool = True):
-        columns = {name: torch.where(torch.as_tensor(there), column, torch.nan) for name, column in columns.items()}
-        self.rows, self.holds = finite_rows(torch.arange(len(columns["k_x"])), columns)
+        self.rows, self.holds = finite_rows(torch.arange(len(columns["k_x"])), columns, there=there)
 
     def has(self, i: Any) -> bool:
         return type(i) is int and 0 <= i < len(self.holds) and self.holds[i]
+
+    def step(
+        self,
+        i: int,
+        output: Tensor,
+        x: Tensor,
+        noise: Tensor | None = None,
+        return_x_0: bool = True,
+        history: list[Tensor] | None = None,
+        return_kept: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`functional.reverse_step` of what `why_not` and `unlike` have checked: (x_prev, x_0_hat, kept)."""
+        table, index = self.rows.on(x.device, arithmetic(x)), self.rows.index_on(x.device, i)
+        options = (None, None, None, history or [], return_kept) if history or return_kept else ()
+        return autograd.reverse_step(output, x, noise, index, table, return_x_0, *options)
 
 
 def columns_of(at: Levels, columns: dict[str, Tensor], prediction_type: str) -> dict[str, Tensor]:
@@ -75,8 +89,10 @@ def falling(at: Levels, order: int) -> Tensor:
 
 def why_not(patch: Patch, output: Any, sample: Any) -> str:
     """Why a step is the original's; "" where it is ours."""
-    if not all(isinstance(x, Tensor) and x.dtype in FLOAT_DTYPES for x in (output, sample)):
-        return "a model_output or a sample that is no floating tensor"
+    if not isinstance(output, Tensor) or not isinstance(sample, Tensor):
+        return "a model_output or a sample that is no tensor"
+    if output.dtype not in FLOAT_DTYPES or sample.dtype not in FLOAT_DTYPES:
+        return "a model_output or a sample of an unusual dtype"
     return unfit(patch, output, sample)
 
 
@@ -90,10 +106,11 @@ def unlike(sample: Tensor, *kept: Any) -> str:
     return "a kept tensor, or noise, of another shape or device than the sample's"
 
 
-def upcast_step(rows: Rows, i: int, output: Tensor, sample: Tensor, noise: Tensor | str, returns_output: bool) -> Any:
+def upcast_step(rows: Rows, i: int, output: Tensor, sample: Tensor, noise: Tensor | None, returns_output: bool) -> Any:
     """(x_prev, x_0_hat) as Euler's have them: in float32, or the output's float64, and x_prev then of the output's dtype."""
-    x, x_0 = reverse_step(output, sample.to(arithmetic(output)), i, rows.rows, noise, not returns_output)
-    return x.to(output.dtype), output if returns_output else x_0
+    wide, dtype = arithmetic(output), output.dtype
+    x, x_0, _ = rows.step(i, output, sample if sample.dtype is wide else sample.to(wide), noise, not returns_output)
+    return x if dtype is wide else x.to(dtype), output if returns_output else x_0
 
 
 # ---- scale_model_input, add_noise, get_velocity ----

@@ -6,7 +6,6 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
-from ...functional import reverse_step
 from ...rows import NoisingRow
 from ...samplers import Levels
 from ...samplers.dpm_solver import phi
@@ -99,15 +98,14 @@ class Solver:
         wanted, newest_first = not self.returns_output, scheduler.model_outputs[::-1]
         history = newest_first[: order - 1]
         if not corrects:
-            x, x_0 = reverse_step(output, sample, i, self.begins[order].rows, "none", wanted, history=history)
+            x, x_0, _ = self.begins[order].step(i, output, sample, None, wanted, history)
             return x, x_0 if wanted else output, sample
         before = [scheduler.last_sample, *newest_first[: min(corrects, 2)]]
-        corrected, x_0 = reverse_step(output, sample, i, self.corrects[corrects].rows, "none", wanted, history=before)
+        corrected, x_0, _ = self.corrects[corrects].step(i, output, sample, None, wanted, before)
         x_0 = x_0 if wanted else output
         if corrects == 3:
             corrected = self.third.noised(corrected, newest_first[2], self.third.index_on(sample.device, i))
-        x, _ = reverse_step(x_0, corrected, i, self.predicts[order].rows, "none", False, history=history)
-        return x, x_0, corrected
+        return self.predicts[order].step(i, x_0, corrected, None, False, history)[0], x_0, corrected
 
 
 def _weights(at: Levels, order: int, solver_type: str) -> tuple[Tensor, Tensor]:

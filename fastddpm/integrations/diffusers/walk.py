@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from numbers import Integral
+from operator import is_
 from typing import Any
 
 import torch
@@ -50,10 +51,10 @@ class Walk:
 
 
 def finite_rows(
-    timesteps: Tensor, columns: dict[str, Tensor], variance_type: str = "fixed_small"
+    timesteps: Tensor, columns: dict[str, Tensor], variance_type: str = "fixed_small", there: Tensor | bool = True
 ) -> tuple[StepRows, list[bool]]:
-    """Rows, and which of them hold: one with a column that is not finite is the original's."""
-    finite = torch.stack([column.isfinite() for name, column in columns.items() if name != "bound"]).all(0)
+    """Rows, and which of those that are there hold: one with a column that is not finite is the original's."""
+    finite = there & torch.stack([column.isfinite() for name, column in columns.items() if name != "bound"]).all(0)
     given = {name: torch.where(finite, column, 0.0) for name, column in columns.items()}
     return StepRows(timesteps, variance_type, None, True, False, **given), finite.tolist()
 
@@ -64,13 +65,24 @@ def _lies_in(part: Tensor, whole: Tensor) -> bool:
 
 def cached(patch: Patch, name: Any, seen: tuple[Any, ...], make: Callable[[], Any]) -> Any:
     """`make()`, made again when something that it was made of is another object, or a tensor that was written into."""
-    versions = [x._version for x in seen if isinstance(x, Tensor) and not x.is_inference()]
     found = patch.tables.get(name)
-    if found is not None and found[1] == versions and all(a is b for a, b in zip(found[0], seen, strict=True)):
-        return found[2]
-    made = make()
-    patch.tables[name] = (seen, versions, made)
+    if found is not None and found[1] == [x._version for x in found[2]]:
+        if all(map(is_, found[0], seen)):
+            return found[3]
+        made = found[3] if all(map(_same, found[0], seen)) else make()  # a pipeline sets the same timesteps at every call
+    else:
+        made = make()
+    tensors = [x for x in seen if isinstance(x, Tensor) and not x.is_inference()]
+    patch.tables[name] = (seen, [x._version for x in tensors], tensors, made)
     return made
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Without a read from a device."""
+    if one is other or not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return one is other
+    written = one.is_inference() or not one.is_cpu or not other.is_cpu
+    return not written and one.dtype is other.dtype and torch.equal(one, other)
 
 
 def bound_of(config: Any, like: Tensor) -> Tensor:
@@ -89,10 +101,10 @@ def why_not(patch: Patch, walk: Walk, row: int, output: Tensor, sample: Tensor, 
 
 def unfit(patch: Patch, output: Tensor, sample: Tensor, learned: bool = False) -> str:
     """Why no kernel takes these; "" where one does."""
-    shape = list(sample.shape)
+    shape = sample.shape
     if learned:
-        shape[1:2] = [2 * n for n in shape[1:2]]
-    if list(output.shape) != shape or output.device != sample.device:
+        shape = torch.Size((*shape[:1], *(2 * n for n in shape[1:2]), *shape[2:]))
+    if output.shape != shape or output.device != sample.device:
         return "a model_output of another shape or device than the sample's"
     if not sample.is_floating_point() or sample.dim() == 0:
         return "a sample that is no floating tensor [B, ...]"
