@@ -11,6 +11,11 @@ from .patch import Patch, Peer, apply
 PEERS = {
     "diffusers.DDPMScheduler": ".diffusers.ddpm",
     "diffusers.DDIMScheduler": ".diffusers.ddim",
+    "diffusers.EulerDiscreteScheduler": ".diffusers.euler",
+    "diffusers.EulerAncestralDiscreteScheduler": ".diffusers.euler_ancestral",
+    "diffusers.HeunDiscreteScheduler": ".diffusers.heun",
+    "diffusers.DPMSolverMultistepScheduler": ".diffusers.dpm_solver",
+    "diffusers.UniPCMultistepScheduler": ".diffusers.uni_pc",
     "diffusers.DiffusionPipeline": ".diffusers.pipeline",
     "diffusers.EMAModel": ".diffusers.ema",
 }
