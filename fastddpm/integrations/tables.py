@@ -4,6 +4,7 @@ from collections.abc import Callable
 from operator import is_
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .patch import Patch
