@@ -11,10 +11,12 @@ from ...noise import randn
 from ...ops import MEAN, NONE
 from ..patch import Method, original
 from .answered import UNFIT, answered, fits
+from .compiled import but_compiled
 from .noising import HALF, arithmetic, drawn, noised, promoted, why_not, why_not_at
 from .rows import LOSSES, X_T, Rows, rows_of
 
 
+@but_compiled
 def p_losses(
     self: Any,
     x_start: Tensor,

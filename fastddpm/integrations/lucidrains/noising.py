@@ -10,12 +10,14 @@ from ...checks import FLOAT_DTYPES
 from ...noise import randn
 from ..draws import drawn_key
 from ..patch import MARK, Method, Patch, original
+from .compiled import but_compiled
 from .rows import NOISE_OF_X_0, X_0_OF_NOISE, X_0_OF_V, X_T, Rows, Table, V, rows_of
 
 HALF = (torch.float16, torch.bfloat16)
 STRICT = "strict, in half precision"
 
 
+@but_compiled
 def q_sample(self: Any, x_start: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
     rows = rows_of(self, X_T)
     why = why_not(self, rows, x_start, noise) or why_not_at(t, x_start)
@@ -31,21 +33,25 @@ def noised(self: Any, rows: Rows, x_start: Tensor, t: Tensor, noise: Tensor) -> 
     return _applied(rows, x_start, t, noise)
 
 
+@but_compiled
 def predict_start_from_noise(self: Any, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     rows, why = _checked(self, X_0_OF_NOISE, x_t, t, noise)
     return original(self, predict_start_from_noise, why)(x_t, t, noise) if why else _applied(rows, x_t, t, noise)
 
 
+@but_compiled
 def predict_noise_from_start(self: Any, x_t: Tensor, t: Tensor, x0: Tensor) -> Tensor:
     rows, why = _checked(self, NOISE_OF_X_0, x_t, t, x0)
     return original(self, predict_noise_from_start, why)(x_t, t, x0) if why else _applied(rows, x_t, t, x0)
 
 
+@but_compiled
 def predict_v(self: Any, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     rows, why = _checked(self, V, x_start, t, noise)
     return original(self, predict_v, why)(x_start, t, noise) if why else _applied(rows, x_start, t, noise)
 
 
+@but_compiled
 def predict_start_from_v(self: Any, x_t: Tensor, t: Tensor, v: Tensor) -> Tensor:
     rows, why = _checked(self, X_0_OF_V, x_t, t, v)
     return original(self, predict_start_from_v, why)(x_t, t, v) if why else _applied(rows, x_t, t, v)
