@@ -18,6 +18,9 @@ PEERS = {
     "diffusers.UniPCMultistepScheduler": ".diffusers.uni_pc",
     "diffusers.DiffusionPipeline": ".diffusers.pipeline",
     "diffusers.EMAModel": ".diffusers.ema",
+    "denoising_diffusion_pytorch.GaussianDiffusion": ".lucidrains.diffusion",
+    "denoising_diffusion_pytorch.Trainer": ".lucidrains.trainer",
+    "ema_pytorch.EMA": ".lucidrains.ema",
 }
 """The modules whose `PEERS` have the classes that are known, by the class's name and its package's."""
 

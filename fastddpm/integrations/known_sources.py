@@ -3,6 +3,49 @@
 from collections.abc import Mapping
 
 KNOWN: Mapping[str, Mapping[str, str]] = {
+    "denoising_diffusion_pytorch.GaussianDiffusion.ddim_sample": {
+        "fda19b6e1c1fe1bb": "denoising-diffusion-pytorch 2.2.5 .. denoising-diffusion-pytorch 2.3.4",
+    },
+    "denoising_diffusion_pytorch.GaussianDiffusion.model_predictions": {
+        "5a068b6efd948d15": "denoising-diffusion-pytorch 2.2.5 .. denoising-diffusion-pytorch 2.3.4",
+    },
+    "denoising_diffusion_pytorch.GaussianDiffusion.noise_assignment": {
+        "1139a99d754f4f3c": "denoising-diffusion-pytorch 2.2.5 .. denoising-diffusion-pytorch 2.3.4",
+    },
+    "denoising_diffusion_pytorch.GaussianDiffusion.p_losses": {
+        "86f2a5563cd38504": "denoising-diffusion-pytorch 2.2.5 .. denoising-diffusion-pytorch 2.2.6",
+        "2302608853ccacc9": "denoising-diffusion-pytorch 2.3.1 .. denoising-diffusion-pytorch 2.3.4",
+    },
+    "denoising_diffusion_pytorch.GaussianDiffusion.p_mean_variance": {
+        "06a38b583a22e598": "denoising-diffusion-pytorch 2.2.5 .. denoising-diffusion-pytorch 2.3.4",
+    },
+    "denoising_diffusion_pytorch.GaussianDiffusion.p_sample": {
+        "4c439d50ffb12390": "denoising-diffusion-pytorch 2.2.5 .. denoising-diffusion-pytorch 2.3.4",
+    },
+    "denoising_diffusion_pytorch.GaussianDiffusion.p_sample_loop": {
+        "b4fa35919a41d793": "denoising-diffusion-pytorch 2.2.5 .. denoising-diffusion-pytorch 2.3.4",
+    },
+    "denoising_diffusion_pytorch.GaussianDiffusion.predict_noise_from_start": {
+        "27734bf77dcd3868": "denoising-diffusion-pytorch 2.2.5 .. denoising-diffusion-pytorch 2.3.4",
+    },
+    "denoising_diffusion_pytorch.GaussianDiffusion.predict_start_from_noise": {
+        "8b50cda1a6256d26": "denoising-diffusion-pytorch 2.2.5 .. denoising-diffusion-pytorch 2.3.4",
+    },
+    "denoising_diffusion_pytorch.GaussianDiffusion.predict_start_from_v": {
+        "447ec4422409c9a3": "denoising-diffusion-pytorch 2.2.5 .. denoising-diffusion-pytorch 2.3.4",
+    },
+    "denoising_diffusion_pytorch.GaussianDiffusion.predict_v": {
+        "32f714c3a82f85d3": "denoising-diffusion-pytorch 2.2.5 .. denoising-diffusion-pytorch 2.3.4",
+    },
+    "denoising_diffusion_pytorch.GaussianDiffusion.q_posterior": {
+        "2823fc32cacc2516": "denoising-diffusion-pytorch 2.2.5 .. denoising-diffusion-pytorch 2.3.4",
+    },
+    "denoising_diffusion_pytorch.GaussianDiffusion.q_sample": {
+        "73b8ab644576dc80": "denoising-diffusion-pytorch 2.2.5 .. denoising-diffusion-pytorch 2.3.4",
+    },
+    "denoising_diffusion_pytorch.Trainer.train": {
+        "f9dbf11383da76e3": "denoising-diffusion-pytorch 2.2.5 .. denoising-diffusion-pytorch 2.3.4",
+    },
     "diffusers.DDIMScheduler._get_variance": {
         "f2eaab7404fa691d": "diffusers 0.31.0 .. diffusers 0.42.1",
     },
