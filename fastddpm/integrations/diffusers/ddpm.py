@@ -8,8 +8,9 @@ from torch import Tensor
 
 from ...coefficients import x_0_of
 from ..patch import MARK, Method, Peer, original
+from ..tables import cached
 from . import noising
-from .walk import Walk, bound_of, cached, stepped, why_not
+from .walk import Walk, bound_of, stepped, why_not
 
 VARIANCE_TYPES = ("fixed_small", "fixed_small_log", "fixed_large", "learned_range")
 

@@ -7,7 +7,8 @@ from torch import Tensor
 from ...functional import q_sample, velocity
 from ...schedule import NoiseSchedule
 from ..patch import MARK, Method, original
-from .walk import HALF, cached
+from ..tables import cached
+from .walk import HALF
 
 
 def add_noise(self: Any, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
