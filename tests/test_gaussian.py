@@ -5,8 +5,8 @@ import math
 import mpmath
 import pytest
 import torch
-from helpers import on_reference, values
-from vlb_inputs import ARITHMETIC, SCHEDULE, data, wide
+from helpers import on_reference, values, wide
+from vlb_inputs import ARITHMETIC, SCHEDULE, data
 
 from fastddpm import (
     vlb_loss,

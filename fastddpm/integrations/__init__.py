@@ -11,6 +11,8 @@ from .patch import Patch, Peer, apply, unknown_source
 PEERS = {
     "diffusers.DDPMScheduler": ".diffusers.ddpm",
     "diffusers.DDIMScheduler": ".diffusers.ddim",
+    "diffusers.DiffusionPipeline": ".diffusers.pipeline",
+    "diffusers.EMAModel": ".diffusers.ema",
     "guided_diffusion.GaussianDiffusion": ".openai.guided",
     "guided_diffusion.SpacedDiffusion": ".openai.guided",
     "improved_diffusion.GaussianDiffusion": ".openai.improved",

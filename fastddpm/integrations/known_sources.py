@@ -31,6 +31,9 @@ KNOWN: Mapping[str, Mapping[str, str]] = {
     "diffusers.DDPMScheduler.step": {
         "77584db12167b66c": "diffusers 0.31.0 .. diffusers 0.42.1",
     },
+    "diffusers.EMAModel.step": {
+        "f7ecc9b201ff5a8a": "diffusers 0.31.0 .. diffusers 0.42.1",
+    },
     "guided_diffusion.GaussianDiffusion._extract_into_tensor": {
         "4a314cc006dd8d38": "guided-diffusion 22e0df8",
     },

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
 from enum import Enum
-from types import MethodType, NoneType
+from types import MethodType
 from typing import Any
 
 from ..checks import check_one_of
@@ -145,8 +145,8 @@ class Patch:
         return copied
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A pickled object comes back with its class's methods: a pickle holds the names of methods, not whose they are."""
-        return NoneType, ()
+        """A pickle holds the names of methods, not whose they are: a patched object comes back with its class's own."""
+        return Patch, (None, self.peer, self.noise, self.strict)
 
 
 def original(obj: Any, function: Callable[..., Any], reason: str) -> Callable[..., Any]:
@@ -184,7 +184,7 @@ def check_sources(obj: Any, peer: Peer) -> None:
     """Refuses an object that is not what the methods were written for."""
     cls = type(obj)
     what = f"obj: expected an unpatched {peer.name}"
-    if vars(obj).get(MARK) is not None:
+    if getattr(vars(obj).get(MARK), "obj", None) is not None:
         raise ValueError(f"{what}, got one that is patched already (its handle's undo() gives the original back)")
     for name in peer.names:
         if getattr(vars(obj).get(name), "__func__", vars(obj).get(name)) not in (None, getattr(cls, name, None)):

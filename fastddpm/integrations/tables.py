@@ -1,6 +1,7 @@
 """What a patched object's methods keep between calls."""
 
 from collections.abc import Callable
+from operator import is_
 from typing import Any
 
 from torch import Tensor
@@ -10,10 +11,8 @@ from .patch import Patch
 
 def cached(patch: Patch, name: Any, seen: tuple[Any, ...], make: Callable[[], Any]) -> Any:
     """`make()`, made again when something that it was made of is another object, or a tensor that was written into."""
-    versions = [x._version for x in seen if isinstance(x, Tensor) and not x.is_inference()]
     found = patch.tables.get(name)
-    if found is not None and found[1] == versions and all(a is b for a, b in zip(found[0], seen, strict=True)):
-        return found[2]
-    made = make()
-    patch.tables[name] = (seen, versions, made)
-    return made
+    if found is None or not all(map(is_, found[0], seen)) or [x._version for x in found[1]] != found[2]:
+        tensors = [x for x in seen if isinstance(x, Tensor) and not x.is_inference()]
+        found = patch.tables[name] = (seen, tensors, [x._version for x in tensors], make())
+    return found[3]

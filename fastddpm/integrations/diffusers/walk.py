@@ -1,6 +1,7 @@
 """A scheduler's own steps as rows, found by the timestep that its caller gives."""
 
 import math
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -38,13 +39,13 @@ class Walk:
 
     def row(self, timestep: Any, timesteps: Tensor) -> int:
         """The row of a timestep; -1 where there is none."""
-        if not isinstance(timestep, Tensor):
-            return self.row_at.get(timestep, -1)
-        if timestep.numel() != 1:
-            return -1
-        if timestep.device.type != "cpu" and _lies_in(timestep, timesteps):  # known by where it lies: a read would wait
-            return self.rows_in_order[timestep.storage_offset() - timesteps.storage_offset()]
-        return self.row_at.get(timestep.item(), -1)
+        if isinstance(timestep, Tensor):
+            if timestep.numel() != 1:
+                return -1
+            if timestep.device.type != "cpu" and _lies_in(timestep, timesteps):  # known by where it lies: a read would wait
+                return self.rows_in_order[timestep.storage_offset() - timesteps.storage_offset()]
+            timestep = timestep.item()
+        return self.row_at.get(timestep, -1) if isinstance(timestep, Integral) else -1
 
 
 def _lies_in(part: Tensor, whole: Tensor) -> bool:
@@ -67,8 +68,8 @@ def why_not(patch: Patch, walk: Walk, row: int, output: Tensor, sample: Tensor, 
         return "a model_output of another shape or device than the sample's"
     if output.dtype is not sample.dtype and (returns_output or torch.promote_types(output.dtype, sample.dtype) != sample.dtype):
         return "a result of another dtype than the sample's"
-    if not sample.is_floating_point():
-        return "a sample that is no floating tensor"
+    if not sample.is_floating_point() or sample.dim() == 0:
+        return "a sample that is no floating tensor [B, ...]"
     if patch.strict and (sample.dtype in HALF or output.dtype in HALF):
         return "strict, in half precision"
     return ""

@@ -171,7 +171,7 @@ def why_not(patch: Patch, chain: Any, x: Any, t: Any, *like_x: Any) -> str:
         return "timesteps that are not int32 or int64 [B] on the data's device"
     if t.is_cpu:  # a GPU's are not read: there one that is out of range makes its sample NaN
         first, last = t.aminmax()
-        if first < 0 or last >= len(chain.schedule):
+        if first.item() < 0 or last.item() >= len(chain.schedule):
             return "a timestep out of range"
     return ""
 

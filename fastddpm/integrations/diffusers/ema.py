@@ -1,0 +1,44 @@
+"""diffusers' EMAModel: its average by torch's multi-tensor kernels, in one pass."""
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..patch import Method, Peer, original
+
+
+@torch.no_grad()
+def step(self: Any, parameters: Iterable[Tensor]) -> None:
+    if isinstance(parameters, torch.nn.Module):
+        return original(self, step, "a module in place of its parameters")(parameters)
+    parameters = list(parameters)
+    pairs = list(zip(self.shadow_params, parameters, strict=False))
+    if not all(s.dtype is p.dtype and s.device == p.device for s, p in pairs) or _gathers():
+        return original(self, step, "parameters of another dtype or device than their average's, or DeepSpeed's")(parameters)
+    self.optimization_step += 1
+    self.cur_decay_value = self.get_decay(self.optimization_step)
+    averaged = [(s, p) for s, p in pairs if p.requires_grad]
+    copied = [(s, p) for s, p in pairs if not p.requires_grad]
+    if averaged:
+        shadows, values = map(list, zip(*averaged, strict=True))
+        torch._foreach_lerp_(shadows, values, 1 - self.cur_decay_value)
+    if copied:
+        shadows, values = map(list, zip(*copied, strict=True))
+        torch._foreach_copy_(shadows, values)
+
+
+def _gathers() -> bool:
+    """Whether DeepSpeed's ZeRO 3 may hold the parameters in parts."""
+    return "deepspeed" in sys.modules
+
+
+PEER = Peer(
+    "diffusers.EMAModel",
+    "diffusers.training_utils",
+    (Method(step, "all parameters by one multi-tensor call, in one pass"),),
+    left=("parameters of another dtype or device than their average's", "DeepSpeed's ZeRO 3"),
+)
+PEERS = {PEER.name: PEER}

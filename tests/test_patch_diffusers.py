@@ -1,0 +1,416 @@
+"""diffusers' schedulers, patched: every configuration against the original, and every odd call."""
+
+import inspect
+import itertools
+import json
+
+import pytest
+import torch
+
+import fastddpm
+
+pytest.importorskip("diffusers")
+
+import diffusers
+
+from fastddpm.integrations import diffusers as ours
+
+DDPM, DDIM = diffusers.DDPMScheduler, diffusers.DDIMScheduler
+PREDICTIONS = ("epsilon", "sample", "v_prediction")
+SPACINGS = (
+    {"timestep_spacing": "leading"},
+    {"steps_offset": 1},
+    {"timestep_spacing": "trailing"},
+    {"timestep_spacing": "linspace"},
+)
+VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range", "other")
+CLIPS = ({"clip_sample": False}, {"clip_sample_range": 0.7}, {"thresholding": True})
+
+
+def pair(cls, steps=6, noise="torch", **config):
+    """A scheduler and a patched one of the same configuration."""
+    plain, patched = cls(**config), cls(**config)
+    fastddpm.patch(patched, noise=noise)
+    if steps:
+        plain.set_timesteps(steps)
+        patched.set_timesteps(steps)
+    return plain, patched
+
+
+def output_of(x, t, doubled):
+    """A network of no meaning."""
+    out = torch.tanh(1.3 * x + t / 1000)
+    return torch.cat((out, torch.sin(3 * x)), 1) if doubled else out
+
+
+def walked(plain, patched, dtype=torch.float32, doubled=False, **options):
+    """Both steps at every timestep, from the same x and the same generator's state."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 4, 4).to(dtype)
+    for t in plain.timesteps:
+        out = output_of(x, t, doubled).to(dtype)
+        state = torch.get_rng_state()
+        wanted = plain.step(out, t, x, **options)
+        after = torch.get_rng_state()
+        torch.set_rng_state(state)
+        came = patched.step(out, t, x, **options)
+        assert torch.equal(torch.get_rng_state(), after)
+        assert type(wanted) is type(came) and wanted.keys() == came.keys()
+        for one, other in zip(wanted.to_tuple(), came.to_tuple(), strict=True):
+            assert one.dtype is other.dtype and one.shape == other.shape
+        yield (out, t, x), wanted, came
+        x = wanted.prev_sample.nan_to_num(0, 1, -1).clamp(-3, 3)
+
+
+def agree(wanted, came, error=1e-5):
+    for one, other in zip(wanted.to_tuple(), came.to_tuple(), strict=True):
+        torch.testing.assert_close(
+            other, one, rtol=0, atol=error * max(1.0, float(one.abs().nan_to_num(0, 0, 0).max())), equal_nan=True
+        )
+
+
+@pytest.mark.parametrize("zero", [False, True], ids=["", "zero terminal SNR"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("spacing", SPACINGS, ids=str)
+def test_ddpm_is_the_original(spacing, prediction, zero):
+    for variance, clip in itertools.product(VARIANCES, CLIPS):
+        config = {"prediction_type": prediction, "rescale_betas_zero_snr": zero, "variance_type": variance, **spacing, **clip}
+        for _, wanted, came in walked(*pair(DDPM, **config), doubled=variance.startswith("learned")):
+            agree(wanted, came)
+
+
+@pytest.mark.parametrize("zero", [False, True], ids=["", "zero terminal SNR"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("spacing", SPACINGS, ids=str)
+def test_ddim_is_the_original(spacing, prediction, zero):
+    for eta, clipped, one, clip in itertools.product((0.0, 0.4, 1.0), (False, True), (True, False), CLIPS):
+        config = {"prediction_type": prediction, "rescale_betas_zero_snr": zero, "set_alpha_to_one": one, **spacing, **clip}
+        for _, wanted, came in walked(*pair(DDIM, **config), eta=eta, use_clipped_model_output=clipped):
+            agree(wanted, came)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("cls", [DDPM, DDIM])
+def test_other_dtypes_are_nearer_to_float64_than_the_original(cls, dtype):
+    """Also of a tensor in it, which diffusers promotes to the sample's dtype."""
+    exact, _ = pair(cls)
+    exact.alphas_cumprod = exact.alphas_cumprod.double()
+    plain, patched = pair(cls)
+    for (out, t, x), wanted, came in walked(plain, patched, dtype, **({"eta": 0.0} if cls is DDIM else {})):
+        if cls is DDPM and t > 0:
+            continue  # the noise is of the dtype; DDIM's steps and the last one have none
+        right = exact.step(out.double(), t, x.double())
+        for ours_, theirs, double in zip(came.to_tuple(), wanted.to_tuple(), right.to_tuple(), strict=True):
+            limit = (theirs.double() - double).abs().max() + torch.finfo(dtype).eps
+            assert (ours_.double() - double).abs().max() <= limit
+
+
+def test_strict_leaves_half_precision_to_the_original():
+    plain, patched = pair(DDIM)
+    fastddpm.patch(strict := DDIM(), strict=True)
+    strict.set_timesteps(6)
+    differ = 0
+    for (out, t, x), wanted, came in walked(plain, patched, torch.bfloat16):
+        assert torch.equal(strict.step(out, t, x).prev_sample, wanted.prev_sample)
+        differ += not torch.equal(came.prev_sample, wanted.prev_sample)
+    assert differ
+    x, t = torch.randn(4, 3, 4, 4).bfloat16(), torch.arange(4)
+    assert torch.equal(strict.add_noise(x, x, t), plain.add_noise(x, x, t))
+
+
+# ---- add_noise, get_velocity ----
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("cls", [DDPM, DDIM])
+def test_noised_as_the_original_does_or_nearer(cls, dtype):
+    plain, patched = pair(cls, steps=None)
+    exact = plain.alphas_cumprod.double()
+    x, z, t = (
+        torch.randn(8, 3, 4, 4).to(dtype),
+        torch.randn(8, 3, 4, 4).to(dtype),
+        torch.tensor([0, 1, 5, 9, 400, 997, 998, 999]),
+    )
+    a, s = (exact[t].sqrt().view(-1, 1, 1, 1), (1 - exact[t]).sqrt().view(-1, 1, 1, 1))
+    for name, right in {"add_noise": a * x.double() + s * z.double(), "get_velocity": a * z.double() - s * x.double()}.items():
+        wanted, came = getattr(plain, name)(x, z, t), getattr(patched, name)(x, z, t)
+        assert came.dtype is wanted.dtype
+        limit = (wanted.double() - right).abs().max() + torch.finfo(dtype).eps * right.abs().max()
+        assert (came.double() - right).abs().max() <= limit
+    assert not patched._fastddpm.fell_back
+
+
+def test_the_first_steps_in_half_precision_have_their_noise():
+    """diffusers rounds abar before it takes it from 1: no noise at all in bfloat16 up to t = 9."""
+    plain, patched = pair(DDPM, steps=None)
+    x, z, t = torch.zeros(1, 1, 2, 2).bfloat16(), torch.ones(1, 1, 2, 2).bfloat16(), torch.tensor([5])
+    assert plain.add_noise(x, z, t).abs().max() == 0 < patched.add_noise(x, z, t).min()
+
+
+X, Z = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4)
+ODD_NOISINGS = {
+    "a timestep of -1": (X, Z, torch.tensor([-1, 0, 1])),
+    "past the end": (X, Z, torch.tensor([1000, 0, 1])),
+    "one for all": (X, Z, torch.tensor([7])),
+    "without dimensions": (X, Z, torch.tensor(7)),
+    "of two dimensions": (X, Z, torch.tensor([[1], [2], [3]])),
+    "int32": (X, Z, torch.tensor([1, 2, 3], dtype=torch.int32)),
+    "floating": (X, Z, torch.tensor([1.0, 2.0, 3.0])),
+    "no tensor": (X, Z, 7),
+    "of another number": (X, Z, torch.tensor([1, 2])),
+    "noise of one sample": (X, Z[:1], torch.tensor([1, 2, 3])),
+    "noise in double": (X, Z.double(), torch.tensor([1, 2, 3])),
+    "noise that looks like a key": (X[:, :, 0, 0].long(), torch.ones(3, 2, dtype=torch.int64), torch.tensor([1, 2, 3])),
+    "an integer image": (torch.ones(3, 2, 4, 4, dtype=torch.uint8), Z, torch.tensor([1, 2, 3])),
+    "no samples": (X[:0], Z[:0], torch.tensor([], dtype=torch.int64)),
+    "transposed": (X.transpose(1, 3), Z.transpose(1, 3), torch.tensor([1, 2, 3])),
+    "noise that wants a gradient": (X, Z.clone().requires_grad_(), torch.tensor([1, 2, 3])),
+}
+
+
+def outcome(call, *arguments):
+    try:
+        return call(*arguments)
+    except Exception as error:
+        return type(error)
+
+
+@pytest.mark.parametrize("name", ["add_noise", "get_velocity"])
+@pytest.mark.parametrize("case", ODD_NOISINGS)
+def test_an_odd_noising_ends_as_the_original_does(case, name):
+    plain, patched = pair(DDPM, steps=None)
+    wanted, came = (outcome(getattr(each, name), *ODD_NOISINGS[case]) for each in (plain, patched))
+    if isinstance(wanted, torch.Tensor):
+        torch.testing.assert_close(came, wanted, rtol=1e-6, atol=1e-6)
+        assert came.requires_grad == wanted.requires_grad
+    else:
+        assert came is wanted
+
+
+def test_a_gradient_flows_through_x_0():
+    plain, patched = pair(DDPM, steps=None)
+    grads = []
+    for each in (plain, patched):
+        x = X.clone().requires_grad_()
+        each.add_noise(x, Z, torch.tensor([1, 500, 999])).square().sum().backward()
+        grads.append(x.grad)
+    torch.testing.assert_close(*grads)
+
+
+# ---- step ----
+
+
+OUT = torch.randn(3, 2, 4, 4)
+ODD_STEPS = {
+    "an int": (OUT, 500, X),
+    "a numpy int": (OUT, torch.tensor([500]).numpy()[0], X),
+    "of one dimension": (OUT, torch.tensor([500]), X),
+    "not one of the timesteps": (OUT, 501, X),
+    "-1": (OUT, -1, X),
+    "a float": (OUT, 500.0, X),
+    "one a sample": (OUT, torch.tensor([500, 500, 500]), X),
+    "output of one channel": (OUT[:, :1], 500, X),
+    "output of twice the channels": (torch.cat((OUT, OUT), 1), 500, X),
+    "output in half": (OUT.bfloat16(), 500, X),
+    "sample in half": (OUT, 500, X.half()),
+    "output in double": (OUT.double(), 500, X),
+    "of vectors": (OUT[:, 0, 0], 500, X[:, 0, 0]),
+    "of numbers": (OUT[0, 0, 0, 0], 500, X[0, 0, 0, 0]),
+    "integers": (OUT.long(), 500, X.long()),
+    "channels_last": (OUT.to(memory_format=torch.channels_last), 500, X.to(memory_format=torch.channels_last)),
+    "with a gradient": (OUT.clone().requires_grad_(), 500, X.clone().requires_grad_()),
+}
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("steps", [None, 4])
+@pytest.mark.parametrize("cls", [DDPM, DDIM])
+@pytest.mark.parametrize("case", ODD_STEPS)
+def test_an_odd_step_ends_as_the_original_does(case, cls, steps, prediction):
+    plain, patched = pair(cls, steps, prediction_type=prediction)
+    wanted, came = (
+        outcome(lambda each=each: each.step(*ODD_STEPS[case], generator=torch.Generator().manual_seed(0)))
+        for each in (plain, patched)
+    )
+    if isinstance(wanted, type):
+        assert came is wanted
+        return
+    for one, other in zip(wanted.to_tuple(), came.to_tuple(), strict=True):
+        error = 1e-2 if "half" in case else 1e-5  # theirs: it rounds each product
+        torch.testing.assert_close(other, one, rtol=error, atol=error)
+        assert other.requires_grad == one.requires_grad
+    if wanted.prev_sample.requires_grad:
+        for each in (wanted, came):
+            each.prev_sample.square().sum().backward()
+
+
+def test_a_step_may_return_a_tuple():
+    plain, patched = pair(DDPM)
+    t = plain.timesteps[-1]
+    for one, other in zip(plain.step(OUT, t, X, return_dict=False), patched.step(OUT, t, X, return_dict=False), strict=True):
+        torch.testing.assert_close(other, one)
+
+
+GENERATORS = {
+    "one": lambda: torch.Generator().manual_seed(3),
+    "a list": lambda: [torch.Generator().manual_seed(i) for i in range(2)],
+    "a list of one": lambda: [torch.Generator().manual_seed(3)],
+    "torch's own": lambda: None,
+}
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("cls", [DDPM, DDIM])
+def test_a_generator_is_drawn_from_as_by_the_original(cls, name):
+    options, states = ({"eta": 1.0} if cls is DDIM else {}), []
+    for each in pair(cls):
+        torch.manual_seed(0)
+        generator, x = GENERATORS[name](), X[:2]
+        for t in each.timesteps:
+            x = each.step(output_of(x, t, False), t, x, generator=generator, **options).prev_sample
+        some = generator if isinstance(generator, list) else [generator] if generator is not None else []
+        states.append((x, torch.get_rng_state(), *(one.get_state() for one in some)))
+    torch.testing.assert_close(states[1][0], states[0][0])
+    assert all(torch.equal(one, other) for one, other in zip(states[0][1:], states[1][1:], strict=True))
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("cls", [DDPM, DDIM])
+def test_philox_makes_normals_of_the_generator_s_seed(cls, name):
+    _, patched = pair(cls, noise="philox")
+    x, t = torch.zeros(2, 64, 32, 32), patched.timesteps[0]
+    options = {"eta": 1.0} if cls is DDIM else {}
+
+    def steps():
+        torch.manual_seed(0)
+        generator = GENERATORS[name]()
+        return [patched.step(x, t, x, generator=generator, **options).prev_sample for _ in range(2)]
+
+    first, second = steps()
+    assert all(torch.equal(one, other) for one, other in zip((first, second), steps(), strict=True))
+    sigma = float(first.std())
+    assert sigma > 0 and not torch.equal(first, second) and not torch.equal(first[0], first[1])
+    assert abs(float(first.mean())) < 4 * sigma / first.numel() ** 0.5
+    if name == "a list":  # an image depends on its own generator alone
+        alone = patched.step(x[1:], t, x[1:], generator=torch.Generator().manual_seed(1), **options).prev_sample
+        assert torch.equal(alone[0], first[1])
+
+
+def test_given_variance_noise_is_taken():
+    plain, patched = pair(DDIM)
+    t = plain.timesteps[0]
+    wanted, came = (each.step(OUT, t, X, eta=0.5, variance_noise=Z) for each in (plain, patched))
+    agree(wanted, came)
+    for each in (plain, patched):
+        with pytest.raises(ValueError, match="Cannot pass both generator and variance_noise"):
+            each.step(OUT, t, X, eta=0.5, variance_noise=Z, generator=torch.Generator())
+
+
+# ---- what changes meanwhile ----
+
+
+def shorter(each):
+    each.set_timesteps(3)
+
+
+def assigned(each):
+    each.alphas_cumprod = each.alphas_cumprod.flip(0).cumprod(0).flip(0).clamp(min=1e-3)
+
+
+def written(each):
+    each.alphas_cumprod.mul_(0.9)
+
+
+def registered(each):
+    each.register_to_config(prediction_type="v_prediction")
+
+
+def custom(each):
+    each.set_timesteps(timesteps=[900, 500, 20]) if type(each) is DDPM else each.set_timesteps(11)
+
+
+@pytest.mark.parametrize("change", [shorter, assigned, written, registered, custom])
+@pytest.mark.parametrize("cls", [DDPM, DDIM])
+def test_a_change_is_noticed(cls, change):
+    plain, patched = pair(cls)
+    t = torch.tensor([1, 500, 999])
+    for _ in walked(plain, patched):
+        pass
+    patched.add_noise(X, Z, t)
+    for each in (plain, patched):
+        change(each)
+    for _, wanted, came in walked(plain, patched):
+        agree(wanted, came)
+    torch.testing.assert_close(patched.add_noise(X, Z, t), plain.add_noise(X, Z, t))
+
+
+# ---- what diffusers' own tests hold (tests/schedulers, their tolerances) ----
+
+
+SUMS = {
+    "ddpm": (DDPM, {}, None, {}, 258.9606, 0.3372),
+    "ddpm v": (DDPM, {"prediction_type": "v_prediction"}, None, {}, 202.0296, 0.2631),
+    "ddim": (DDIM, {}, 10, {"eta": 0.0}, 172.0067, 0.223967),
+    "ddim v": (DDIM, {"prediction_type": "v_prediction"}, 10, {"eta": 0.0}, 52.5302, 0.0684),
+    "ddim alpha one": (DDIM, {"set_alpha_to_one": True, "beta_start": 0.01}, 10, {"eta": 0.0}, 149.8295, 0.1951),
+    "ddim alpha not one": (DDIM, {"set_alpha_to_one": False, "beta_start": 0.01}, 10, {"eta": 0.0}, 149.0784, 0.1941),
+}
+
+
+@pytest.mark.parametrize("made", ["patched", "subclass"])
+@pytest.mark.parametrize("case", SUMS)
+def test_the_published_sums(case, made):
+    cls, config, steps, options, total, mean = SUMS[case]
+    variance = {"variance_type": "fixed_small"} if cls is DDPM else {}
+    config = {"num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "clip_sample": True, **variance, **config}
+    each = pair(cls, None, **config)[1] if made == "patched" else getattr(ours, cls.__name__)(**config)
+    x = (torch.arange(768).reshape(3, 8, 8, 4) / 768).permute(3, 0, 1, 2)
+    generator = torch.manual_seed(0)
+    if steps is not None:
+        each.set_timesteps(steps)
+    for t in each.timesteps if steps is not None else reversed(range(1000)):
+        x = each.step(x * t / (t + 1), t, x, generator=generator, **options).prev_sample
+    assert abs(float(x.abs().sum()) - total) < 1e-2 and abs(float(x.abs().mean()) - mean) < 1e-3
+    assert not each._fastddpm.fell_back
+
+
+# ---- pipelines and subclasses ----
+
+
+@pytest.fixture(scope="module")
+def unet():
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    return diffusers.UNet2DModel(8, 1, 1, **blocks, block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=8).eval()
+
+
+def drawn(pipeline):
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline(2, torch.Generator().manual_seed(0), num_inference_steps=5, output_type="np").images
+
+
+@pytest.mark.parametrize("cls", [DDPM, DDIM])
+def test_a_pipeline_draws_the_same_images(unet, cls):
+    pipeline = (diffusers.DDPMPipeline if cls is DDPM else diffusers.DDIMPipeline)(unet, cls())
+    wanted, before = drawn(pipeline), dict(vars(pipeline.scheduler))
+    with fastddpm.patch(pipeline) as handle:
+        came = drawn(pipeline)
+        assert handle.parts[0].obj is pipeline.scheduler and "Scheduler" in handle.summary()
+        assert not handle.parts[0].fell_back
+    assert abs(wanted - came).max() < 1e-5 and before.keys() == vars(pipeline.scheduler).keys()
+    assert (drawn(pipeline) == wanted).all()
+
+
+@pytest.mark.parametrize("name", ours.__all__)
+def test_a_subclass_saves_what_diffusers_loads(name, tmp_path, unet):
+    base, cls = getattr(diffusers, name), getattr(ours, name)
+    made = cls(500)
+    made.noise = "philox"
+    made.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "scheduler_config.json").read_text()) == json.loads(base(500).to_json_string())
+    assert type(base.from_pretrained(tmp_path)) is base and type(cls.from_pretrained(tmp_path)) is cls
+    diffusers.DDPMPipeline(unet, made).save_pretrained(tmp_path / "whole")
+    assert json.loads((tmp_path / "whole/model_index.json").read_text())["scheduler"] == ["diffusers", name]
+    for method in ("step", "add_noise"):
+        theirs, own = (inspect.signature(getattr(each, method)).parameters for each in (base, cls))
+        assert [(p.name, p.kind, p.default) for p in theirs.values()] == [(p.name, p.kind, p.default) for p in own.values()]
