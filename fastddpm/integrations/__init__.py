@@ -15,14 +15,20 @@ PEERS = {
     "diffusers.EMAModel": ".diffusers.ema",
     "guided_diffusion.GaussianDiffusion": ".openai.guided",
     "guided_diffusion.SpacedDiffusion": ".openai.guided",
+    "guided_diffusion.TrainLoop": ".openai.guided",
+    "guided_diffusion.MixedPrecisionTrainer": ".openai.guided",
     "improved_diffusion.GaussianDiffusion": ".openai.improved",
     "improved_diffusion.SpacedDiffusion": ".openai.improved",
+    "improved_diffusion.TrainLoop": ".openai.improved",
 }
 """The modules whose `PEERS` have the classes that are known, by the class's name and its package's."""
 
+OPENAI = ("guided_diffusion", "improved_diffusion")
 COPIED = {
-    "gaussian_diffusion.GaussianDiffusion": ("guided_diffusion", "improved_diffusion"),
-    "respace.SpacedDiffusion": ("guided_diffusion", "improved_diffusion"),
+    "gaussian_diffusion.GaussianDiffusion": OPENAI,
+    "respace.SpacedDiffusion": OPENAI,
+    "train_util.TrainLoop": OPENAI,
+    "fp16_util.MixedPrecisionTrainer": OPENAI,
 }
 """The packages whose files stand in others', by a class's name and its module's."""
 

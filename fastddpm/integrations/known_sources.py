@@ -94,6 +94,9 @@ KNOWN: Mapping[str, Mapping[str, str]] = {
     "guided_diffusion.GaussianDiffusion.training_losses": {
         "0188f9a3174d2d3e": "guided-diffusion 22e0df8",
     },
+    "guided_diffusion.MixedPrecisionTrainer._compute_norms": {
+        "4d40eefc090a2b58": "guided-diffusion 22e0df8",
+    },
     "guided_diffusion.SpacedDiffusion._WrappedModel.__call__": {
         "86d9ebb468d42e36": "guided-diffusion 22e0df8",
     },
@@ -123,6 +126,12 @@ KNOWN: Mapping[str, Mapping[str, str]] = {
     },
     "guided_diffusion.SpacedDiffusion.training_losses": {
         "44714d158af9f89c": "guided-diffusion 22e0df8",
+    },
+    "guided_diffusion.TrainLoop._update_ema": {
+        "52d365ef94fbd8cd": "guided-diffusion 22e0df8",
+    },
+    "guided_diffusion.TrainLoop.update_ema": {
+        "de9e38975af84aa0": "guided-diffusion 22e0df8",
     },
     "improved_diffusion.GaussianDiffusion._extract_into_tensor": {
         "4a314cc006dd8d38": "improved-diffusion 1bc7bbb",
@@ -213,5 +222,14 @@ KNOWN: Mapping[str, Mapping[str, str]] = {
     },
     "improved_diffusion.SpacedDiffusion.training_losses": {
         "44714d158af9f89c": "improved-diffusion 1bc7bbb",
+    },
+    "improved_diffusion.TrainLoop._log_grad_norm": {
+        "53f1b3cc8a39e0b1": "improved-diffusion 1bc7bbb",
+    },
+    "improved_diffusion.TrainLoop.optimize_normal": {
+        "fa0d6912c0e1b811": "improved-diffusion 1bc7bbb",
+    },
+    "improved_diffusion.TrainLoop.update_ema": {
+        "de9e38975af84aa0": "improved-diffusion 1bc7bbb",
     },
 }

@@ -5,9 +5,11 @@ from typing import Any
 
 from torch import Tensor
 
+from ..patch import Method
 from .chain import ancestral, implicit
 from .peers import diffusions
 from .sampling import Step, ddim_reverse_sample, stepped
+from .trainer import AVERAGED, READ_ONCE, _log_grad_norm, optimize_normal, trainer
 
 Model = Callable[..., Any]
 
@@ -39,4 +41,10 @@ def ddim_sample(
     return stepped(self, ddim_sample, implicit, (eta,), model, x, t, **options, eta=eta)
 
 
-PEERS = {peer.name: peer for peer in diffusions("improved_diffusion", p_sample, ddim_sample, ddim_reverse_sample)}
+NAME = "improved_diffusion"
+STEP = (Method(optimize_normal, AVERAGED), Method(_log_grad_norm, READ_ONCE))
+ALL = (
+    *diffusions(NAME, p_sample, ddim_sample, ddim_reverse_sample),
+    trainer(NAME, lambda loop: (loop.diffusion,), *STEP),
+)
+PEERS = {peer.name: peer for peer in ALL}
