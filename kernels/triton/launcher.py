@@ -23,7 +23,7 @@ _AMD = torch.version.hip is not None
 
 
 def launch(on: Tensor, kernel, programs: int, num_warps: int, arguments: tuple, constants: tuple[int, ...]) -> None:
-    """A launch on a tensor's GPU, which is made the current one; free where it is already. The constants are a kernel's last."""
+    """A launch on a tensor's GPU, which is made the current one; free where it is already. A kernel has its constants last."""
     device = on.get_device()
     if device >= 0 and device != torch.cuda.current_device():
         with torch.cuda.device(device):
