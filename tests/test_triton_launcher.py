@@ -12,14 +12,14 @@ pytest.importorskip("triton")
 
 import every_op
 import triton
-from fastddpm.kernels import launcher, noising, reduce, tile
+from fastddpm.kernels import launcher, noising, reduce, reverse_step, tile
 from fastddpm.kernels.noising import noising_kernel
 from helpers import on_triton, spread
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from fastddpm import advance, noise_key, timesteps
+from fastddpm import NoiseSchedule, advance, noise_key, samplers, timesteps
 
 MODULES = [module for name, module in sys.modules.items() if name.startswith("fastddpm.kernels.")]
 KERNELS = {kernel for module in MODULES for name, kernel in vars(module).items() if name.endswith("_kernel")}
@@ -257,6 +257,15 @@ def test_kernels_that_triton_forgot_are_made_again(driver):
     first = send()
     noising_kernel.device_caches.clear()
     assert send() is not first
+
+
+def test_what_nobody_wants_is_no_inference_tensor_and_no_two_are_one(driver):
+    tile.unwanted.cache_clear()
+    rows = samplers.ddpm(NoiseSchedule.linear(1000)).on(X.device, X.dtype)
+    for context in (torch.inference_mode, torch.no_grad):
+        with context():
+            _, x_0, kept = reverse_step(X, X, KEY, T[:2], rows, False)
+        assert x_0.shape == kept.shape == (0,) and x_0 is not kept and not x_0.is_inference()
 
 
 def test_other_tables_of_the_cut_reach_the_launch(driver, monkeypatch):
