@@ -2,7 +2,8 @@
 
 Triton binds the arguments to what it specialises on (dtypes, alignment, values), looks the kernel up by a string of that and of
 its options, reads what may watch it, and calls the kernel's launcher. Here what it found is kept under a key of our own, finer
-than its (`_specialized`): one that is new asks triton, one that is known is a look into a dictionary. Not yet run on a GPU.
+than its (`_specialized`): one that is new asks triton, one that is known is a look into a dictionary. This relies on what a
+triton of `_KNOWN` specialises on, and on its launchers, which take an address for a tensor. Not yet run on a GPU.
 """
 
 import torch
@@ -17,7 +18,7 @@ FLAGS = {"enable_fp_fusion": False}
 """Compile options of every launch: no contraction of a mul and an add into an fma that the contract does not name."""
 
 _KNOWN = (3, 6) <= tuple(int(n) for n in triton.__version__.split(".")[:2]) <= (3, 8)
-"""Whether `_short_cut` is what this triton's JITFunction.run does."""
+"""Whether `_short_cut` does what this triton's JITFunction.run does."""
 
 _AMD = torch.version.hip is not None
 
