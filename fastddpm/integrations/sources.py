@@ -9,6 +9,7 @@ import hashlib
 import inspect
 import textwrap
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from .known_sources import KNOWN
@@ -20,6 +21,7 @@ def is_known(peer: str, name: str, method: Callable[..., Any] | None) -> bool:
     return method is not None and digest(method) in KNOWN.get(f"{peer}.{name}", ())
 
 
+@cache
 def digest(method: Callable[..., Any]) -> str:
     """Of a function's statements and the names of its arguments; "" where there is no source."""
     try:
