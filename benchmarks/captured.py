@@ -14,10 +14,10 @@ import fastddpm as fd
 
 from . import clock, machine, peers
 from .networks import NETWORKS
-from .ops import FUSED, LeftOutError
+from .ops import FUSED
 
-BUDGET, LIMIT = 8.0, 20.0
-"""Seconds that a case's rounds may fill, and that the fewest rounds may take."""
+BUDGET = 8.0
+"""Seconds that a case's rounds may fill."""
 STEPS = 50
 """Of a sampling loop."""
 UNCAPTURED = f"{FUSED}, uncaptured"
@@ -69,19 +69,5 @@ def measure(name: str, batch: int, kind: str) -> list[dict]:
     calls = KINDS[kind](name, batch)
     for call in calls.values():
         call()  # what is captured is captured here
-    total = clock.LEAST * sum(map(clock.seconds, calls.values()))
-    if total > LIMIT:
-        raise LeftOutError(f"{total:.0f} s for {len(calls)} providers {clock.LEAST} times each: more than {LIMIT:.0f} s")
-    times = clock.in_turn(calls, BUDGET)
-    return [
-        {
-            "name": f"{kind}/{name}/{batch}/{provider}",
-            "provider": provider,
-            "network": name,
-            "batch": batch,
-            "seconds": clock.spread(times[provider]),
-            "images_per_second": batch / statistics.median(times[provider]),
-            "ratio": clock.ratio(times, provider, FUSED),
-        }
-        for provider in calls
-    ]
+    clock.check_time(statistics.fmean(map(clock.seconds, calls.values())), len(calls))
+    return clock.records(kind, name, batch, clock.in_turn(calls, BUDGET))

@@ -8,11 +8,14 @@ from collections.abc import Callable
 import torch
 
 from . import machine
+from .ops import FUSED, LeftOutError
 
 TURN = 0.03
 """Seconds that a call is repeated for within its turn."""
 SLOW = 0.2
 """A call of so many seconds is not warmed up again in every turn."""
+LIMIT = 20.0
+"""Seconds that a loop's fewest rounds may take: beyond, it is left out."""
 
 
 def drain() -> None:
@@ -64,6 +67,15 @@ LEAST = 4
 """How often `in_turn` at least makes each call."""
 
 
+def check_time(once: float, providers: int) -> None:
+    """Leaves out, by a LeftOutError, a case of so many calls of so many seconds that would take longer than LIMIT."""
+    total = once * LEAST * providers
+    if total > LIMIT:
+        raise LeftOutError(
+            f"{once:.1f} s a turn, {total:.0f} s for {providers} providers {LEAST} times each: more than {LIMIT:.0f} s"
+        )
+
+
 def _once(call: Callable) -> float:
     first = seconds(call)
     return first if first > SLOW else min(seconds(call) for _ in range(2))
@@ -84,3 +96,19 @@ def spread(values: list[float]) -> dict[str, float]:
 def ratio(times: dict[str, list[float]], of: str, over: str) -> dict[str, float]:
     """The spread of one call's time over another's, round by round."""
     return spread([a / b for a, b in zip(times[of], times[over], strict=True)])
+
+
+def records(kind: str, network: str, batch: int, times: dict[str, list[float]], count: int = 1) -> list[dict]:
+    """What is recorded of a step or a loop with a network, `count` of them a call: one for each provider."""
+    return [
+        {
+            "name": f"{kind}/{network}/{batch}/{provider}",
+            "provider": provider,
+            "network": network,
+            "batch": batch,
+            "seconds": spread([t / count for t in taken]),
+            "images_per_second": batch * count / statistics.median(taken),
+            "ratio": ratio(times, provider, FUSED),
+        }
+        for provider, taken in times.items()
+    ]

@@ -28,6 +28,16 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def between(text: str, kind: str, inside: Callable[[str], str]) -> str:
+    """A document with what `inside` makes of each NAME, between `<!-- KIND: NAME -->` and `<!-- /KIND -->`."""
+    return re.sub(
+        rf"(<!-- {kind}: ([a-z ]+) -->).*?(<!-- /{kind} -->)",
+        lambda match: f"{match[1]}\n\n{inside(match[2])}\n\n{match[3]}",
+        text,
+        flags=re.DOTALL,
+    )
+
+
 def _power(elements: int) -> str:
     return f"2^{elements.bit_length() - 1}"
 
@@ -233,12 +243,10 @@ TABLES: dict[str, Callable[[dict], str]] = {
 def fill(text: str, results: dict, path: Path, folder: Path) -> str:
     """A document in `folder` with the tables, and the plots beside `path`, of this run."""
 
-    def between(match: re.Match) -> str:
-        name = match[1]
-        inside = _plot(name.removeprefix("plot "), path, folder) if name.startswith("plot ") else TABLES[name](results)
-        return f"<!-- run: {name} -->\n\n{inside}\n\n<!-- /run -->"
+    def inside(name: str) -> str:
+        return _plot(name.removeprefix("plot "), path, folder) if name.startswith("plot ") else TABLES[name](results)
 
-    return re.sub(r"<!-- run: ([a-z ]+) -->.*?<!-- /run -->", between, text, flags=re.DOTALL)
+    return between(text, "run", inside)
 
 
 def _plot(name: str, path: Path, folder: Path) -> str:

@@ -8,13 +8,14 @@ import sys
 
 from . import captured, loops, peers
 from .networks import NETWORKS, OWN
+from .ops import LeftOutError
 from .record import Record, arguments
 
 
 def measure(record: Record, name: str, batch: int, kind: str) -> None:
     try:
         cases = (captured if kind in captured.KINDS else loops).measure(name, batch, kind)
-    except loops.LeftOutError as why:
+    except LeftOutError as why:
         record.row(what=kind, network=name, batch=batch, left_out=str(why))
         return
     for case in cases:

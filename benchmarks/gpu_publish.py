@@ -5,12 +5,11 @@ and the documents' GPU sections, which stand between `<!-- gpu: NAME -->` and `<
 import argparse
 import json
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 from . import table
-from .docs import ROOT, markdown
+from .docs import ROOT, between, markdown
 from .machine import short, slug
 from .ops import FUSED
 
@@ -154,11 +153,7 @@ def section(name: str, stages: dict[str, Rows]) -> str:
 
 
 def fill(text: str, stages: dict[str, Rows], plot: str) -> str:
-    def between(match: re.Match) -> str:
-        inside = plot if match[1] == "plot" else section(match[1], stages)
-        return f"<!-- gpu: {match[1]} -->\n\n{inside}\n\n<!-- /gpu -->"
-
-    return re.sub(r"<!-- gpu: (\w+) -->.*?<!-- /gpu -->", between, text, flags=re.DOTALL)
+    return between(text, "gpu", lambda name: plot if name == "plot" else section(name, stages))
 
 
 def draw(rows: Rows, path: Path) -> bool:

@@ -29,10 +29,17 @@ def save(results: dict, path: Path) -> list[Path]:
             margin = 0.2 / figure.get_figheight()
             figure.get_layout_engine().set(rect=(0, margin, 1, 1 - margin))
             figure.text(0.995, 0.003, conditions(results), ha="right", va="bottom", fontsize=6.5, color="#666666")
-            for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
-                saved.append(path.with_name(f"{path.stem}-{name}{suffix}"))
-                figure.savefig(saved[-1], dpi=130, metadata=metadata)
-            plt.close(figure)
+            saved += write(figure, path.with_name(f"{path.stem}-{name}"))
+    return saved
+
+
+def write(figure: Figure, stem: Path) -> list[Path]:
+    """As PNG and SVG, and closes it."""
+    saved = []
+    for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
+        saved.append(stem.with_name(stem.name + suffix))
+        figure.savefig(saved[-1], dpi=130, metadata=metadata)
+    plt.close(figure)
     return saved
 
 

@@ -1,7 +1,6 @@
 """Whole sampling loops, from noise to images: `GaussianDiffusion.sample` beside diffusers' scheduler in its pipelines' loop."""
 
 import itertools
-import statistics
 from collections.abc import Callable
 
 import torch
@@ -44,21 +43,6 @@ def measure(op: str, name: str, batch: int) -> list[dict]:
     """A record for each provider."""
     torch.manual_seed(0)
     network, shape = NETWORKS[name].make().to(machine.DEVICE).eval(), (batch, *NETWORKS[name].sample_shape)
-    made = calls(op, network, shape)
-    times = clock.in_turn(made, BUDGET)
-    return [
-        {
-            "level": "loop",
-            "name": f"loop/{op}/{name}/{batch}/{provider}",
-            "op": op,
-            "provider": provider,
-            "network": name,
-            "parameters": sum(p.numel() for p in network.parameters()),
-            "batch": batch,
-            "shape": shape,
-            "seconds": clock.spread(times[provider]),
-            "images_per_second": batch / statistics.median(times[provider]),
-            "ratio": clock.ratio(times, provider, FUSED),
-        }
-        for provider in made
-    ]
+    times = clock.in_turn(calls(op, network, shape), BUDGET)
+    about = {"level": "loop", "op": op, "parameters": sum(p.numel() for p in network.parameters()), "shape": shape}
+    return [{**about, **record} for record in clock.records(f"loop/{op}", name, batch, times)]

@@ -12,11 +12,14 @@ import fastddpm.functional
 import fastddpm.noise
 from fastddpm import _extension, _triton, noise_key, randn, reference
 from fastddpm.samplers import StepRows
+from fastddpm.train.cli import main
 
 INSTRUCTION_SETS: tuple[str, ...] = tuple(getattr(_extension.module, "isas", ()))
 """What the C++ kernels can run on this CPU; empty where they are not built."""
 NOT_BUILT = f"the C++ kernels are not built: {_extension.reason}"
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (*FLOATS, torch.float64)
+wide = {"dtype": torch.float64}
 
 
 def importable(name):
@@ -109,6 +112,10 @@ def values(*shape, dtype=torch.float32, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).mul_(0.7).to(dtype)
 
 
+def leaf(*shape, **kwargs):
+    return values(*shape, **kwargs).requires_grad_()
+
+
 def spread(batch, num_timesteps=1000):
     """Timesteps for a batch, both ends among them."""
     return torch.linspace(0, num_timesteps - 1, batch).round().long()
@@ -127,6 +134,14 @@ def same_bits(a, b):
         return False
     number = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
     return bool(((a.contiguous().view(number) == b.contiguous().view(number)) | (a.isnan() & b.isnan())).all())
+
+
+def fails(arguments, capsys):
+    """The one line that a mistake on the command line gets."""
+    assert main(arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("fastddpm: "), lines
+    return lines[0]
 
 
 # ---- layouts: each holds the values of a contiguous [B, C, H, W] tensor in another order or place ----

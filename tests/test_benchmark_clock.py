@@ -135,3 +135,12 @@ def test_a_ratio_is_taken_round_by_round():
     assert clock.ratio(times, "a", "b") == {"min": 2.0, "q1": 2.5, "median": 3.0, "q3": 5.5, "rounds": 3}
     with pytest.raises(ValueError):
         clock.ratio({"a": [1.0], "b": [1.0, 2.0]}, "a", "b")
+
+
+def test_a_record_is_of_one_step_where_a_call_makes_several():
+    times = {"fastddpm": [2.0, 4.0, 6.0], "other": [8.0, 8.0, 12.0]}
+    ours, other = clock.records("loop/train", "mlp", 16, times, count=2)
+    assert ours["name"] == "loop/train/mlp/16/fastddpm" and other["provider"] == "other"
+    assert [r["seconds"]["median"] for r in (ours, other)] == [2.0, 4.0]
+    assert [r["images_per_second"] for r in (ours, other)] == [16 / 2.0, 16 / 4.0]
+    assert ours["ratio"]["median"] == 1.0 and other["ratio"]["median"] == 2.0

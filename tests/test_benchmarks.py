@@ -249,7 +249,7 @@ def test_growth_finds_where_launches_stop_mattering():
 
 
 def test_a_loop_that_takes_too_long_is_left_out(monkeypatch):
-    monkeypatch.setattr(loops, "LIMIT", 0.0)
+    monkeypatch.setattr(clock, "LIMIT", 0.0)
     first, second, *_ = [job for job in suite.jobs(quick=False) if job.name.startswith("loop/train/mlp/")]
     with pytest.raises(ops.LeftOutError, match="more than 0 s"):
         first.run()

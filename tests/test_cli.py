@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import importable
+from helpers import fails, importable
 from PIL import Image
 
 from fastddpm.train import checkpoint
@@ -24,14 +24,6 @@ def data(tmp_path):
     path = tmp_path / "squares.npy"
     np.save(path, np.random.default_rng(0).integers(0, 256, (6, 8, 8), np.uint8))
     return str(path)
-
-
-def fails(arguments, capsys):
-    """The one line that a mistake gets."""
-    assert main(arguments) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("fastddpm: "), lines
-    return lines[0]
 
 
 @needs_diffusers

@@ -6,7 +6,19 @@ import itertools
 import plain
 import pytest
 import torch
-from helpers import DTYPES, KINDS, assert_right, loss_arguments, noise_of, on_reference, poisoned, same_bits, spread, values
+from helpers import (
+    DTYPES,
+    FLOATS,
+    KINDS,
+    assert_right,
+    loss_arguments,
+    noise_of,
+    on_reference,
+    poisoned,
+    same_bits,
+    spread,
+    values,
+)
 
 from fastddpm import (
     GaussianDiffusion,
@@ -26,7 +38,6 @@ from fastddpm.schedule import FIXED_VARIANCE_TYPES, LEARNED_VARIANCE_TYPES, PRED
 
 T = 1000
 SCHEDULE = NoiseSchedule.linear(T)
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = (
     (3,),
     (3, 1),

@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from vlb_inputs import data, wide
+from helpers import wide
+from vlb_inputs import data
 
 from fastddpm import (
     NoiseSchedule,

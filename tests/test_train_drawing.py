@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers import fails
 from PIL import Image
 
 pytest.importorskip("diffusers")
@@ -24,13 +25,6 @@ CONFIG = TrainConfig(data="digits", steps=2, batch_size=4, width=16, timesteps=6
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     return train(CONFIG, tmp_path_factory.mktemp("run")).out
-
-
-def fails(arguments, capsys):
-    assert main(arguments) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("fastddpm: "), lines
-    return lines[0]
 
 
 # ---- samplers and seeds ----

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers import fails
 from PIL import Image
 
 pytest.importorskip("diffusers")
@@ -25,13 +26,6 @@ def run(request, tmp_path_factory):
     loss = "mse" if request.param == "fixed_small" else "hybrid"
     config = TrainConfig(data="digits", timesteps=25, variance=request.param, loss=loss, **SETTINGS)
     return train(config, tmp_path_factory.mktemp("run"))
-
-
-def fails(arguments, capsys):
-    assert main(arguments) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1, lines
-    return lines[0]
 
 
 def test_files_and_table(run, capsys):

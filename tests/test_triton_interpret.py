@@ -1,5 +1,5 @@
 """Runs the lane of Triton's interpreter, the modules of triton_interpret/, in a process of its own: the variable is read when a
-kernel is decorated. By hand: `TRITON_INTERPRET=1 pytest -o python_files="*_lane.py" tests/triton_interpret`.
+kernel is decorated. By hand: `TRITON_INTERPRET=1 python -m pytest -o python_files="*_lane.py" tests/triton_interpret`.
 """
 
 import os

@@ -6,8 +6,8 @@ import math
 import plain
 import pytest
 import torch
-from helpers import DTYPES, LAYOUTS, assert_right, on_reference, poisoned, same_bits, values
-from vlb_inputs import SCHEDULE, SHAPE, T, data, output, wide
+from helpers import DTYPES, LAYOUTS, assert_right, on_reference, poisoned, same_bits, values, wide
+from vlb_inputs import SCHEDULE, SHAPE, T, data, output
 
 from fastddpm import (
     NoiseSchedule,

@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
-from helpers import DTYPES, poisoned, same_bits, values
+from helpers import DTYPES, FLOATS, poisoned, same_bits, values, wide
 from torch.autograd import gradcheck, gradgradcheck
-from vlb_inputs import SCHEDULE, SHAPE, SMALL, T, data, output, wide
+from vlb_inputs import SCHEDULE, SHAPE, SMALL, T, data, output
 
 from fastddpm import (
     advance,
@@ -25,7 +25,7 @@ from fastddpm.vlb import CDFS
 # ---- finite, and with a gradient ----
 
 
-@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize(("prediction_type", "cdf"), list(itertools.product(PREDICTION_TYPES, CDFS)))
 def test_log_variances_from_minus_30_to_30(prediction_type, cdf, dtype):
     """A finite loss in every dtype, and in float32 a finite gradient."""

@@ -1,7 +1,7 @@
 """What the tests of the bound feed it: pixels, and a network's output."""
 
 import torch
-from helpers import values
+from helpers import values, wide
 
 from fastddpm import NoiseSchedule
 from fastddpm.schedule import LEARNED_VARIANCE_TYPES
@@ -11,7 +11,6 @@ T = torch.tensor([0, 1, 400, 999])
 SHAPE = (4, 3, 2, 3)
 SMALL = (4, 2, 2)
 ARITHMETIC = (torch.float32, torch.float64)
-wide = {"dtype": torch.float64}
 
 
 def data(*shape, dtype=torch.float32, seed=1):

@@ -6,18 +6,39 @@ Nothing here is imported before a patch asks for it, and no peer before somebody
 from importlib import import_module
 from typing import Any
 
-from .patch import Patch, Peer, apply
+from .patch import Patch, Peer, apply, unknown_source
 
 PEERS = {
     "diffusers.DDPMScheduler": ".diffusers.ddpm",
     "diffusers.DDIMScheduler": ".diffusers.ddim",
+    "diffusers.EulerDiscreteScheduler": ".diffusers.euler",
+    "diffusers.EulerAncestralDiscreteScheduler": ".diffusers.euler_ancestral",
+    "diffusers.HeunDiscreteScheduler": ".diffusers.heun",
+    "diffusers.DPMSolverMultistepScheduler": ".diffusers.dpm_solver",
+    "diffusers.UniPCMultistepScheduler": ".diffusers.uni_pc",
     "diffusers.DiffusionPipeline": ".diffusers.pipeline",
     "diffusers.EMAModel": ".diffusers.ema",
     "denoising_diffusion_pytorch.GaussianDiffusion": ".lucidrains.diffusion",
     "denoising_diffusion_pytorch.Trainer": ".lucidrains.trainer",
     "ema_pytorch.EMA": ".lucidrains.ema",
+    "guided_diffusion.GaussianDiffusion": ".openai.guided",
+    "guided_diffusion.SpacedDiffusion": ".openai.guided",
+    "guided_diffusion.TrainLoop": ".openai.guided",
+    "guided_diffusion.MixedPrecisionTrainer": ".openai.guided",
+    "improved_diffusion.GaussianDiffusion": ".openai.improved",
+    "improved_diffusion.SpacedDiffusion": ".openai.improved",
+    "improved_diffusion.TrainLoop": ".openai.improved",
 }
 """The modules whose `PEERS` have the classes that are known, by the class's name and its package's."""
+
+OPENAI = ("guided_diffusion", "improved_diffusion")
+COPIED = {
+    "gaussian_diffusion.GaussianDiffusion": OPENAI,
+    "respace.SpacedDiffusion": OPENAI,
+    "train_util.TrainLoop": OPENAI,
+    "fp16_util.MixedPrecisionTrainer": OPENAI,
+}
+"""The packages whose files stand in others', by a class's name and its module's."""
 
 
 def patch(obj: Any, noise: str = "torch", *, strict: bool = False, force: bool = False) -> Patch:
@@ -42,12 +63,19 @@ def patch(obj: Any, noise: str = "torch", *, strict: bool = False, force: bool =
 
 
 def peer_of(obj: Any) -> Peer:
-    """The first class of obj's, from its own to its bases, that is known."""
+    """The first class of obj's, from its own to its bases, that is known. Of OpenAI's files people keep copies, in packages of
+    any name: the peer of a copy is the one whose sources it has."""
     for cls in type(obj).__mro__:
-        name = f"{cls.__module__.split('.')[0]}.{cls.__qualname__}"
-        if name in PEERS:
-            return import_module(PEERS[name], __name__).PEERS[name]
+        path = cls.__module__.split(".")
+        packages = (path[0], *COPIED.get(f"{path[-1]}.{cls.__qualname__}", ()))
+        found = [_peer(name) for name in (f"{package}.{cls.__qualname__}" for package in packages) if name in PEERS]
+        if found:
+            return next((peer for peer in found if not unknown_source(type(obj), peer)), found[0])
     raise TypeError(f"obj: expected one of {', '.join(PEERS)}, got {type(obj).__module__}.{type(obj).__qualname__}")
+
+
+def _peer(name: str) -> Peer:
+    return import_module(PEERS[name], __name__).PEERS[name]
 
 
 __all__ = ["Patch", "patch"]

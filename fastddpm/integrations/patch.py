@@ -70,6 +70,14 @@ class Peer:
     """What takes the place of an object's attributes that are no methods, by name."""
     what: str = ""
     """What these do better, for the summary."""
+    bases: tuple[str, ...] = ()
+    """The names of the peers whose methods this class inherits, or calls in its own."""
+    functions: tuple[str, ...] = ()
+    """What of their modules the methods call and the replacements do not: "mean_flat", "_WrappedModel.__call__"."""
+
+    @property
+    def names(self) -> Iterable[str]:
+        return dict.fromkeys(name for method in self.methods for name in method.names)
 
 
 @dataclass(eq=False, repr=False)
@@ -181,9 +189,29 @@ def check_sources(obj: Any, peer: Peer) -> None:
     what = f"obj: expected an unpatched {peer.name}"
     if getattr(vars(obj).get(MARK), "obj", None) is not None:
         raise ValueError(f"{what}, got one that is patched already (its handle's undo() gives the original back)")
-    for name in dict.fromkeys(name for method in peer.methods for name in method.names):
+    for name in peer.names:
         if getattr(vars(obj).get(name), "__func__", vars(obj).get(name)) not in (None, getattr(cls, name, None)):
             raise ValueError(f"{what}, got one with a {name} of its own, which would be lost; force=True replaces it")
-        if not is_known(peer.name, name, getattr(cls, name, None)):
-            why = f"whose {name} is one that fastddpm does not know (a subclass's, or another version's)"
-            raise ValueError(f"{what}, got a {cls.__module__}.{cls.__qualname__} {why}; force=True replaces it all the same")
+    name = unknown_source(cls, peer)
+    if name:
+        why = f"whose {name} is one that fastddpm does not know (a subclass's, or another version's)"
+        raise ValueError(f"{what}, got a {cls.__module__}.{cls.__qualname__} {why}; force=True replaces it all the same")
+
+
+def unknown_source(cls: type, peer: Peer) -> str:
+    """The first of the methods that are replaced, and of what they call, that is not a known one; "" where all are."""
+    scopes = []
+    for name in peer.names:
+        defined = [vars(base)[name] for base in cls.__mro__ if name in vars(base)]
+        if not defined or not all(is_known((peer.name, *peer.bases), name, method) for method in defined):
+            return name
+        scopes += [method.__globals__ for method in defined]
+    for name in peer.functions:
+        first, *rest = name.split(".")
+        found: Any = next((scope[first] for scope in scopes if first in scope), None)
+        for attribute in rest:
+            found = getattr(found, attribute, None)
+        if not is_known((peer.name, *peer.bases), name, found):
+            return name
+        scopes.append(found.__globals__)
+    return ""

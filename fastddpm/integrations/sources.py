@@ -8,7 +8,7 @@ import ast
 import hashlib
 import inspect
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from .known_sources import KNOWN
@@ -16,8 +16,9 @@ from .known_sources import KNOWN
 NOT_COMPUTED = ("annotation", "returns", "type_comment", "kind", "ctx", "type_params")
 
 
-def is_known(peer: str, name: str, method: Callable[..., Any] | None) -> bool:
-    return method is not None and digest(method) in KNOWN.get(f"{peer}.{name}", ())
+def is_known(peers: Iterable[str], name: str, method: Callable[..., Any] | None) -> bool:
+    """Whether a method is one that any of these classes has under that name."""
+    return method is not None and any(digest(method) in KNOWN.get(f"{peer}.{name}", ()) for peer in peers)
 
 
 def digest(method: Callable[..., Any]) -> str:

@@ -17,10 +17,10 @@ def ddpm(
     schedule: NoiseSchedule,
     prediction_type: str = "epsilon",
     variance_type: str = "fixed_small",
-    clip_denoised: bool = True,
+    clip_denoised: bool | None = None,
     clip_range: float = 1.0,
     steps: Any = None,
-    spacing: str = "leading",
+    spacing: str | None = None,
     steps_offset: int = 0,
 ) -> StepRows:
     """Ancestral sampling (Ho et al. 2020, algorithm 2): the posterior mean at x_0_hat, and noise.
@@ -31,9 +31,10 @@ def ddpm(
         variance_type: of the noise: "fixed_small" (beta~), "fixed_large" (beta), or from the network's variance channels v:
             "learned" (v is log sigma^2) or "learned_range" (between log beta~ at -1 and log beta at +1; Nichol & Dhariwal
             2021, eq. 15). The last step, row 0, adds none.
-        clip_denoised: clamp x_0_hat to [-clip_range, clip_range]. "previous" clamps the x_0_hat returned, not the mean.
+        clip_denoised: clamp x_0_hat to [-clip_range, clip_range]; None for True. "previous" clamps the x_0_hat returned, not
+            the mean.
         clip_range: that bound.
-        steps, spacing, steps_offset: over fewer steps the chain is respaced, as `Sampler` says.
+        steps, spacing, steps_offset: over fewer steps the chain is respaced, as `Sampler` says (None: "leading").
 
     Raises:
         TypeError, ValueError: an unknown type, a bound not above 0, steps that can not be, or epsilon prediction at zero
@@ -42,10 +43,10 @@ def ddpm(
     check_schedule(schedule)
     check_one_of("prediction_type", prediction_type, PREDICTION_TYPES)
     check_one_of("variance_type", variance_type, VARIANCE_TYPES)
-    bound = check_clip(clip_denoised, clip_range)
+    bound = check_clip(True if clip_denoised is None else clip_denoised, clip_range)
     schedule.check_prediction(prediction_type)
     if steps is not None:
-        schedule = schedule.respace(spaced(len(schedule), steps, spacing, steps_offset, EVEN).long())
+        schedule = schedule.respace(spaced(len(schedule), steps, spacing or "leading", steps_offset, EVEN).long())
     p_x, p_o = x_0_columns(schedule, prediction_type)
     direct = prediction_type == "previous"
     sigma, k_v = _deviation(schedule, variance_type)

@@ -1,0 +1,398 @@
+"""OpenAI's diffusions, patched, beside their own."""
+
+import copy
+import itertools
+import random
+
+import numpy as np
+import openai_peers as peers
+import pytest
+import torch
+
+import fastddpm
+from fastddpm import randn
+
+NAMES = ("twin", "twin of improved", "guided_diffusion", "improved_diffusion")
+TYPES = list(itertools.product(peers.MEANS, peers.VARIANCES))
+ROUNDING = 2e-5
+"""Their tables are rounded to float32: what follows from them in float64 too."""
+SPACINGS = ({}, {"rescaled": True}, {"spacing": "ddim10", "rescaled": True}, {"spacing": "10"})
+
+
+@pytest.fixture(params=NAMES)
+def peer(request):
+    return peers.Peer(request.param)
+
+
+def states():
+    return torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate()
+
+
+def drawn_alike(plain, patched):
+    """Both calls' results, from the same seed, and that they leave the generators alike."""
+    results, after = [], []
+    for call in (plain, patched):
+        torch.manual_seed(0)
+        np.random.seed(0)
+        random.seed(0)
+        results.append(call())
+        after.append(states())
+    assert after[0] == after[1]
+    assert list(results[0]) == list(results[1])
+    return results
+
+
+# ---- losses ----
+
+
+@pytest.mark.parametrize(("mean", "variance"), TYPES)
+def test_losses_and_gradients(peer, mean, variance):
+    """Float32's are as near to theirs of float64 at t = 0, where theirs of float32 are not, as at every other t."""
+    for loss, dtype in itertools.product(peers.LOSSES, (torch.float32, torch.float64)):
+        plain, patched, handle = peer.pair(mean, variance, loss)
+        exact, x = peers.network(variance, torch.float64), peers.images(dtype)
+        model, noise = peers.network(variance, dtype), peers.noise_like(peers.images())
+        wanted = plain.training_losses(exact, x.double(), peers.BATCH, noise=noise.double())
+        got = patched.training_losses(model, x, peers.BATCH, noise=noise.to(dtype))
+        assert list(got) == list(wanted) and not handle.fell_back
+        for name, term in got.items():
+            peers.close(term, wanted[name].to(dtype), ROUNDING)
+            exact.zero_grad()
+            model.zero_grad()
+            wanted[name].sum().backward(retain_graph=True)
+            term.sum().backward(retain_graph=True)
+            peers.close(model.weight.grad, exact.weight.grad.to(dtype), ROUNDING)
+
+
+@pytest.mark.parametrize("dtypes", itertools.product((torch.float32, torch.float16), repeat=3), ids=str)
+def test_dtypes_of_losses(peer, dtypes):
+    """Half precision is promoted by their float32 tables, but for an error of two half tensors."""
+    of_x, of_noise, of_output = dtypes
+    for mean, loss in itertools.product(peers.MEANS, ("MSE", "KL")):
+        plain, patched, handle = peer.pair(mean, "LEARNED_RANGE", loss)
+        x = peers.images(of_x)
+        model, noise = peers.network("LEARNED_RANGE", output=of_output), peers.noise_like(x).to(of_noise)
+        wanted, got = (d.training_losses(model, x, peers.BATCH, noise=noise) for d in (plain, patched))
+        assert not handle.fell_back
+        assert {name: term.dtype for name, term in got.items()} == {name: term.dtype for name, term in wanted.items()}
+        later = peers.BATCH > 0
+        peers.close(got["loss"][later], wanted["loss"][later], 2e-3)
+
+
+@pytest.mark.parametrize("options", SPACINGS, ids=str)
+def test_what_the_model_is_given(peer, options):
+    plain, patched, _ = peer.pair("EPSILON", "FIXED_SMALL", "MSE", **options)
+    t = torch.tensor([0, 1, 5, plain.num_timesteps - 1])
+    calls = []
+    for diffusion in (plain, patched):
+        model = peers.network("FIXED_SMALL")
+        drawn_alike(*[lambda d=diffusion: d.training_losses(model, peers.images(), t, {"y": 3})] * 2)
+        with torch.no_grad():
+            diffusion.p_sample(model, peers.images(), t.int())
+        calls.append(model.calls)
+    for (one, one_kwargs), (other, other_kwargs) in zip(*calls, strict=True):
+        assert torch.equal(one, other) and one.dtype is other.dtype and one_kwargs == other_kwargs
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+def test_noising(peer, dtype):
+    plain, patched, handle = peer.pair()
+    x = peers.images(dtype)
+    wanted, got = drawn_alike(
+        lambda: {"x_t": plain.q_sample(x, peers.BATCH)}, lambda: {"x_t": patched.q_sample(x, peers.BATCH)}
+    )
+    peers.close(got["x_t"], wanted["x_t"], 1e-6)
+    leaf = x.clone().requires_grad_()
+    patched.q_sample(leaf, peers.BATCH).sum().backward()
+    assert leaf.grad is not None and not handle.fell_back
+
+
+def test_keys_in_place_of_noise(peer):
+    """The loss's noise is x_t's, and a step's is a draw of its own."""
+    for mean, variance, loss in itertools.product(peers.MEANS, ("FIXED_LARGE", "LEARNED_RANGE"), ("MSE", "KL")):
+        plain, patched, handle = peer.pair(mean, variance, loss, noise="philox")
+        model, x = peers.network(variance), peers.images()
+        torch.manual_seed(5)
+        key = fastddpm.integrations.draws.drawn_key(len(x), x.device)
+        torch.manual_seed(5)
+        got = patched.training_losses(model, x, peers.BATCH)["loss"]
+        with fastddpm.patch(plain, force=peer.twin):
+            wanted = plain.training_losses(model, x, peers.BATCH, noise=randn(key, x.shape))["loss"]
+        peers.close(got, wanted, 1e-6)
+        with torch.no_grad():
+            one, other = (patched.p_sample(model, x, peers.BATCH)["sample"] for _ in range(2))
+        assert torch.equal(one[0], other[0]) and not torch.equal(one[1], other[1])
+        bound = patched.calc_bpd_loop(model, x)
+        assert all(term.isfinite().all() for term in bound.values()) and not handle.fell_back
+
+
+# ---- steps ----
+
+
+@pytest.mark.parametrize(("mean", "variance"), TYPES)
+def test_steps(peer, mean, variance):
+    for options, dtype in itertools.product(SPACINGS, (torch.float32, torch.float16, torch.float64)):
+        plain, patched, handle = peer.pair(mean, variance, **options)
+        x = peers.images(dtype) * 1.5
+        model = peers.network(variance, torch.float64 if dtype is torch.float64 else torch.float32)
+        for clip in (True, False):
+            calls = [("p_sample", {}), ("ddim_sample", {}), ("ddim_sample", {"eta": 1.0}), ("ddim_reverse_sample", {})]
+            for name, given in calls:
+                t = torch.tensor([0, 1, 5, plain.num_timesteps - 1])
+                both = [lambda d=d: getattr(d, name)(model, x, t, clip_denoised=clip, **given) for d in (plain, patched)]
+                with torch.no_grad():
+                    wanted, got = drawn_alike(*both)
+                for part in wanted:
+                    peers.close(got[part], wanted[part], ROUNDING)
+        assert not handle.fell_back
+
+
+def test_dtypes_of_steps(peer):
+    """Of a network in half precision: what it predicts directly stays so."""
+    for mean, of_x in itertools.product(peers.MEANS, (torch.float32, torch.float16)):
+        plain, patched, handle = peer.pair(mean, "LEARNED")
+        model = peers.network("LEARNED", output=torch.float16)
+        with torch.no_grad():
+            both = (lambda d=d: d.p_sample(model, peers.images(of_x), peers.BATCH) for d in (plain, patched))
+            wanted, got = drawn_alike(*both)
+        for part in wanted:
+            peers.close(got[part], wanted[part], 2e-3)
+        assert not handle.fell_back
+
+
+def test_a_chain_of_steps_draws_what_theirs_draws(peer):
+    plain, patched, _ = peer.pair(spacing="20")
+    model = peers.network("LEARNED_RANGE")
+
+    def chain(diffusion):
+        x, t = peers.images(), torch.full((len(peers.BATCH),), 19)
+        with torch.no_grad():
+            while t[0] >= 0:
+                x = diffusion.p_sample(model, x, t)["sample"]
+                x, t = diffusion.ddim_sample(model, x, t, eta=0.5)["sample"], t - 1
+        return {"x": x}
+
+    wanted, got = drawn_alike(lambda: chain(plain), lambda: chain(patched))
+    peers.close(got["x"], wanted["x"], 1e-4)
+
+
+def test_gradients_through_a_step(peer):
+    plain, patched, handle = peer.pair()
+    grads = []
+    for diffusion in (plain, patched):
+        x, model = peers.images().requires_grad_(), peers.network("LEARNED_RANGE")
+        torch.manual_seed(0)
+        step = diffusion.p_sample(model, x, peers.BATCH)
+        (step["sample"].square().sum() + step["pred_xstart"].sum()).backward()
+        grads.append((x.grad, model.weight.grad))
+    for got, wanted in zip(grads[1], grads[0], strict=True):
+        peers.close(got, wanted, 1e-5)
+    assert not handle.fell_back
+
+
+# ---- bits per dimension ----
+
+
+@pytest.mark.parametrize(("mean", "variance"), TYPES)
+def test_bits_per_dimension(peer, mean, variance):
+    """Theirs of float32 is far off at t = 0 alone: the last column, and with it the sum."""
+    for clip, options in itertools.product((True, False), ({}, {"spacing": "10"})):
+        plain, patched, handle = peer.pair(mean, variance, **options)
+        model, x = peers.network(variance), peers.images()
+        wanted, got = drawn_alike(*(lambda d=d: d.calc_bpd_loop(model, x, clip_denoised=clip) for d in (plain, patched)))
+        for name in ("prior_bpd", "xstart_mse", "mse"):
+            peers.close(got[name], wanted[name], ROUNDING)
+        peers.close(got["vb"][:, :-1], wanted["vb"][:, :-1], ROUNDING)
+        assert torch.equal(got["total_bpd"], got["vb"].sum(1) + got["prior_bpd"]) and not handle.fell_back
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_one_term(peer, clip):
+    for mean, variance in TYPES:
+        plain, patched, handle = peer.pair(mean, variance)
+        x = peers.images()
+        x_t = plain.q_sample(x, peers.BATCH, peers.noise_like(x))
+        exact, model = peers.network(variance, torch.float64), peers.network(variance)
+        wanted = plain._vb_terms_bpd(exact, x.double(), x_t.double(), peers.BATCH, clip_denoised=clip)
+        got = patched._vb_terms_bpd(model, x, x_t, peers.BATCH, clip_denoised=clip)
+        for name in wanted:
+            peers.close(got[name], wanted[name].float(), ROUNDING)
+        assert not handle.fell_back
+
+
+def test_a_model_that_answers_in_float64_is_theirs_step_by_step(peer):
+    plain, patched, handle = peer.pair()
+    model, x = peers.network("LEARNED_RANGE", output=torch.float64), peers.images()
+    wanted, got = drawn_alike(*(lambda d=d: d.calc_bpd_loop(model, x) for d in (plain, patched)))
+    for name in wanted:
+        peers.close(got[name], wanted[name], ROUNDING)
+    assert sum(handle.fell_back.values()) == peers.STEPS
+
+
+# ---- what is left to the original ----
+
+
+def half_way(x, *_, **__):
+    return x * 0.5
+
+
+FALLBACKS = {
+    "denoised_fn": lambda d, m, x, t: d.p_sample(m, x, t, denoised_fn=half_way),
+    "an eta above 1": lambda d, m, x, t: d.ddim_sample(m, x, t, eta=1.5),
+    "an eta of one element": lambda d, m, x, t: d.ddim_sample(m, x, t, eta=torch.tensor(0.5)),
+    "gradients through x_start": lambda d, m, x, t: d.training_losses(m, x.clone().requires_grad_(), t),
+    "gradients through noise": lambda d, m, x, t: {"x": d.q_sample(x, t, x.clone().requires_grad_())},
+    "noise of float64": lambda d, m, x, t: d.training_losses(m, x, t, noise=x.double()),
+    "a negative timestep": lambda d, m, x, t: d.training_losses(m, x, t - 1),
+    "an output of float64": lambda d, m, x, t: d.training_losses(lambda *given: m(*given).double(), x, t),
+    "a step of float64": lambda d, m, x, t: d.p_sample(lambda *given: m(*given).double(), x, t),
+    "one timestep for all": lambda d, m, x, t: {"x": d.q_sample(x, t[1:2])},
+}
+
+
+@pytest.mark.parametrize("kind", FALLBACKS)
+def test_what_falls_back_is_theirs_to_the_bit(peer, kind):
+    plain, patched, handle = peer.pair()
+    model = peers.network("LEARNED_RANGE")
+    both = (lambda d=d: FALLBACKS[kind](d, model, peers.images(), peers.BATCH) for d in (plain, patched))
+    wanted, got = drawn_alike(*both)
+    for name in wanted:
+        torch.testing.assert_close(got[name], wanted[name], rtol=1e-5, atol=1e-5, equal_nan=True)
+    assert handle.fell_back and all(reason in handle.summary() for reason in handle.fell_back)
+
+
+def test_cond_fn_is_theirs(peer):
+    if "improved" in peer.name:
+        pytest.skip("improved-diffusion has no cond_fn")
+    plain, patched, handle = peer.pair()
+    model = peers.network("LEARNED_RANGE")
+    both = (
+        lambda d=d: d.p_sample(model, peers.images(), peers.BATCH, cond_fn=half_way, model_kwargs={}) for d in (plain, patched)
+    )
+    wanted, got = drawn_alike(*both)
+    assert torch.equal(got["sample"], wanted["sample"]) and len(handle.fell_back) == 1
+
+
+def test_an_error_is_theirs(peer):
+    plain, patched, _ = peer.pair()
+    model, x = peers.network("FIXED_SMALL"), peers.images()
+    calls = (
+        lambda d: d.training_losses(model, x, peers.BATCH),  # an output without the variance's channels
+        lambda d: d.training_losses(model, x, peers.BATCH + 1),
+        lambda d: d.q_sample(x, peers.BATCH, x[:1]),
+        lambda d: d.ddim_reverse_sample(model, x, peers.BATCH, eta=1.0),
+        lambda d: d.p_sample(model, x, peers.BATCH.float()),
+        lambda d: d.calc_bpd_loop(model, x.long()),
+    )
+    for call in calls:
+        raised = []
+        for diffusion in (plain, patched):
+            with pytest.raises(Exception, match="") as error:
+                call(diffusion)
+            raised.append(error.type)
+        assert raised[0] is raised[1]
+
+
+def test_strict_calls_theirs_in_half_precision(peer):
+    plain, patched, handle = peer.pair(strict=True)
+    model, x = peers.network("LEARNED_RANGE"), peers.images(torch.float16)
+    wanted, got = drawn_alike(*(lambda d=d: d.training_losses(model, x, peers.BATCH) for d in (plain, patched)))
+    assert all(torch.equal(got[name], wanted[name]) for name in wanted) and handle.fell_back
+
+
+@pytest.mark.parametrize("name", ["alphas_cumprod", "posterior_mean_coef1", "sqrt_one_minus_alphas_cumprod"])
+def test_a_table_that_is_assigned_is_noticed(peer, name):
+    plain, patched, handle = peer.pair()
+    model, x = peers.network("LEARNED_RANGE"), peers.images()
+    with torch.no_grad():
+        patched.ddim_sample(model, x, peers.BATCH)
+        assert not handle.fell_back
+        for diffusion in (plain, patched):
+            setattr(diffusion, name, getattr(diffusion, name) * 0.9)
+        wanted, got = drawn_alike(*(lambda d=d: d.ddim_sample(model, x, peers.BATCH) for d in (plain, patched)))
+    assert torch.equal(got["sample"], wanted["sample"])
+    assert list(handle.fell_back) == ["ddim_sample: tables that do not follow from the betas"]
+
+
+def test_a_type_that_is_assigned_is_noticed(peer):
+    plain, patched, handle = peer.pair("EPSILON", "FIXED_SMALL", "MSE")
+    x, noise = peers.images(), peers.noise_like(peers.images())
+    patched.training_losses(peers.network("FIXED_SMALL"), x, peers.BATCH)
+    for diffusion in (plain, patched):
+        diffusion.model_mean_type, diffusion.loss_type = peer.code.ModelMeanType.START_X, peer.code.LossType.KL
+    wanted, got = (
+        d.training_losses(peers.network("FIXED_SMALL"), x, peers.BATCH, noise=noise)["loss"] for d in (plain, patched)
+    )
+    peers.close(got[1:], wanted[1:], ROUNDING)
+    assert not handle.fell_back
+
+
+# ---- copies ----
+
+
+def test_undone_it_is_what_it_was(peer):
+    plain = peer.diffusion(spacing="10")
+    before = dict(vars(plain))
+    with fastddpm.patch(plain, force=peer.twin):
+        plain.training_losses(peers.network("LEARNED_RANGE"), peers.images(), torch.tensor([0, 1, 2, 3]))
+    assert list(vars(plain)) == list(before) and all(vars(plain)[name] is before[name] for name in before)
+
+
+def test_a_copy_is_patched_for_itself(peer):
+    patched = peer.diffusion(spacing="10")
+    handle = fastddpm.patch(patched, force=peer.twin)
+    copied = copy.deepcopy(patched)
+    handle.undo()
+    assert copied.training_losses.__self__ is copied
+    copied.training_losses(peers.network("LEARNED_RANGE"), peers.images(), torch.tensor([0, 1, 2, 3]), noise=peers.images())
+
+
+# ---- whose they are ----
+
+
+def test_a_subclass_that_overrides_what_is_gone_round_is_refused(peer):
+    if peer.twin:
+        pytest.skip("the stand-in's methods are none that are known")
+
+    class Mine(peer.respace.SpacedDiffusion):
+        def p_mean_variance(self, *args, **kwargs):
+            return super().p_mean_variance(*args, **kwargs)
+
+    class Same(peer.respace.SpacedDiffusion):
+        def more(self):
+            return 1
+
+    plain = peer.diffusion(spacing="10")
+    plain.__class__ = Mine
+    with pytest.raises(ValueError, match="Mine whose p_mean_variance is one that fastddpm does not know"):
+        fastddpm.patch(plain)
+    plain.__class__ = Same
+    assert fastddpm.patch(plain).peer.name == f"{peer.name}.SpacedDiffusion"
+
+
+def test_a_changed_function_of_the_module_is_refused(peer, monkeypatch):
+    if peer.twin:
+        pytest.skip("the stand-in's functions are none that are known")
+    monkeypatch.setattr(peer.code, "mean_flat", lambda x: x.flatten(1).sum(1))
+    with pytest.raises(ValueError, match="whose mean_flat is one that fastddpm does not know"):
+        fastddpm.patch(peer.diffusion())
+
+
+def test_a_copy_of_the_files_in_another_package_is_taken(peer, tmp_path, monkeypatch):
+    if peer.twin:
+        pytest.skip("the stand-in is no file of theirs")
+    from importlib import import_module
+    from pathlib import Path
+    from shutil import copytree
+
+    copytree(Path(peer.code.__file__).parent, tmp_path / "borrowed")
+    monkeypatch.syspath_prepend(tmp_path)
+    patched = import_module("borrowed.respace").SpacedDiffusion(
+        [0, 5], **peer_arguments(import_module("borrowed.gaussian_diffusion"))
+    )
+    assert fastddpm.patch(patched).peer.name == f"{peer.name}.SpacedDiffusion"
+
+
+def peer_arguments(code):
+    types = {"model_mean_type": code.ModelMeanType.EPSILON, "model_var_type": code.ModelVarType.LEARNED_RANGE}
+    return {"betas": code.get_named_beta_schedule("linear", 40), "loss_type": code.LossType.MSE, **types}
