@@ -282,7 +282,7 @@ class ImprovedLoop(Loop):
         self.average(self.master_params)
 
     def _log_grad_norm(self):
-        logger.logkv_mean("grad_norm", sum((p.grad**2).sum().item() for p in self.master_params) ** 0.5)
+        logger.logkv_mean("grad_norm", np.sqrt(sum((p.grad**2).sum().item() for p in self.master_params)))
 
     def _anneal_lr(self):
         pass
