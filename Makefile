@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard kernels/cpu/*)
 
-.PHONY: demo test test-slow bench rehearse lint clean
+.PHONY: demo test test-slow test-peers bench rehearse lint clean
 .DEFAULT_GOAL := test
 
 # torch first: the build compiles against it, and an isolated build would download another copy
@@ -23,6 +23,10 @@ test: $(VENV)/ready
 
 test-slow: $(VENV)/ready
 	$(BIN)/python -m pytest -m slow
+
+# diffusers' own tests on fastddpm's schedulers: make test-peers CHECKOUT=a checkout of diffusers
+test-peers: $(VENV)/ready
+	$(BIN)/python tests/peer_tests.py $(CHECKOUT)
 
 bench: $(VENV)/ready
 	$(BIN)/python -m benchmarks

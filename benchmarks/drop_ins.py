@@ -1,7 +1,7 @@
 """`python -m benchmarks.drop_ins [FOLDER]`: objects of diffusers, OpenAI's code and lucidrains', as they are and patched.
 
-Fills the tables of docs/integrations.md. FOLDER holds checkouts of what is on no index, in folders `guided` (guided-diffusion) and
-`improved` (improved-diffusion); rows of what is not found are left out. The network is a tensor that was computed before.
+Fills the tables of docs/integrations.md. FOLDER holds checkouts of what is on no index, in folders `guided` (guided-diffusion)
+and `improved` (improved-diffusion); rows of what is not found are left out. The network is a tensor that was computed before.
 """
 
 from collections.abc import Callable

@@ -3,6 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from . import samplers
+from .averaging import ema_update_
 from .diffusion import GaussianDiffusion
 from .functional import mse_loss, q_sample, q_sample_uniform, q_step, reverse_step, velocity
 from .graphs import GraphedSampler, GraphedTrainingStep
@@ -27,6 +28,7 @@ __all__ = [
     "NoiseSchedule",
     "Patch",
     "advance",
+    "ema_update_",
     "empty_cache",
     "hybrid_loss",
     "mse_loss",

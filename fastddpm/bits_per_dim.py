@@ -4,7 +4,7 @@ A step outside the network is one op, which writes the step's terms and the next
 device before the first step, so nothing in the loop is uploaded or read by the host.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -25,14 +25,17 @@ class Walk:
         self.chain, self.rows, self.model, self.variance_type, self.tanh_cdf = chain, rows, model, variance_type, tanh_cdf
         self.indices = chain.indices_on(rows.device)
 
-    def terms(self, x_0: Tensor, noises: list[Tensor], model_kwargs: Mapping[str, Any] | None, bar: tqdm) -> Tensor:
-        """`[S, 2, B]`: the bound's term and the mean squared error of x_0_hat, at each index of the chain."""
+    def terms(
+        self, x_0: Tensor, noise_at: Callable[[int], Tensor], model_kwargs: Mapping[str, Any] | None, bar: tqdm
+    ) -> Tensor:
+        """`[S, 2, B]`: the bound's term and the mean squared error of x_0_hat, at each index of the chain. The noise is asked
+        for from the last index to 0."""
         last, model_t = len(self.chain) - 1, self.chain.timesteps_on(x_0.device).clone()  # a model may change its t in place
         terms = []
-        x_t = q_sample(x_0, last, self.chain, noises[last])
+        x_t = q_sample(x_0, last, self.chain, noise_at(last))
         for i in range(last, -1, -1):
             output = call_model(self.model, x_t, model_t[i].expand(len(x_0)), model_kwargs, self.variance_type)
-            following = (noises[i - 1], self.indices[i - 1]) if i > 0 else (None, None)
+            following = (noise_at(i - 1), self.indices[i - 1]) if i > 0 else (None, None)
             here, x_t = autograd.vlb_terms(output, x_0, x_t, None, self.indices[i], self.rows, self.tanh_cdf, *following)
             terms.append(here)
             bar.update()
@@ -45,13 +48,6 @@ def parts_of(batch: int, batch_size: int | None) -> list[slice]:
     if as_int("batch_size", batch_size) < 1:
         raise ValueError(f"batch_size: expected 1 or more, or None, got {batch_size}")
     return [slice(start, start + batch_size) for start in range(0, max(batch, 1), batch_size)]
-
-
-def keys_of(key: Tensor, steps: Tensor) -> Tensor:
-    """The key, whose step is 0, at each of these steps of its device: `[S, B, 2]`. (A key's step is 28 bits from 32 up.)"""
-    keys = key.repeat(len(steps), 1, 1)
-    keys[..., 1] += steps[:, None] << 32
-    return keys
 
 
 def share_of(model_kwargs: Mapping[str, Any] | None, part: slice, batch: int) -> dict[str, Any]:

@@ -2,23 +2,24 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .bits_per_dim import Walk, keys_of, parts_of, share_of
-from .checks import as_shape, check_data, check_float_dtype, check_key, check_noise, check_one_of, describe
+from .bits_per_dim import Walk, parts_of, share_of
+from .checks import as_shape, check_data, check_float_dtype, check_key, check_one_of, describe
 from .coefficients import vlb_rows
-from .functional import arithmetic, check_reduction, mse_loss, q_sample, q_sample_uniform
+from .functional import arithmetic, check_reduction, mse_loss, q_sample, q_sample_uniform, row_index
 from .importance import LossSecondMoment
 from .models import Model, call_model, device_of
-from .noise import noise_key
+from .noise import noise_key, timesteps
 from .samplers import SAMPLERS, UNDER_GUIDANCE, StepRows
 from .samplers.levels import check_start
 from .sampling import STEERING, Inpainting, SamplingLoop, Steering, any_seed, check_seeds, edit_of, first_of
 from .schedule import FIRST_VARIANCES, LEARNED_VARIANCE_TYPES, VARIANCE_TYPES, NoiseSchedule, check_schedule
+from .step_noise import StepNoise, of_bits_per_dim, of_sampling
 from .vlb import CDFS, hybrid_loss, prior_kl, vlb_loss
 
 LOSSES = ("mse", "kl", "rescaled_kl", "hybrid")
@@ -85,44 +86,69 @@ class GaussianDiffusion:
         self,
         model: Model,
         x_0: Tensor,
-        key: Tensor,
+        key: Tensor | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
         reduction: str = "mean",
         t_sampler: LossSecondMoment | None = None,
+        noise: Tensor | None = None,
+        t: Tensor | int | None = None,
     ) -> Tensor:
         """One training step's loss: t and x_t from the key, the model's output, and its loss.
 
         Args:
             model: see the class.
             x_0: data `[B, ...]`.
-            key: int64 `[B, 2]` of `noise_key(seed, step, B)`. t, the noise and x_t are functions of it alone.
+            key: int64 `[B, 2]` of `noise_key(seed, step, B)`. t, the noise and x_t are functions of it alone. None where both
+                noise and t are given.
             model_kwargs: passed on to the model.
             reduction: "mean", "sum" or "none".
             t_sampler: a `LossSecondMoment` draws t in place of `timesteps`, takes the losses in, and weights them; t is then a
                 function of its state and the key.
+            noise: in place of the key's: a tensor of x_0's shape, such as `torch.randn_like(x_0)`, or another key.
+            t: in place of the key's: indices into the schedule, int64 or int32 `[B]`, or one for all.
 
         Returns:
             A float32 scalar, or `[B]` for "none".
         """
         check_data("x_0", x_0)
-        check_key("key", key)
-        if key.shape[0] != x_0.shape[0]:
-            raise ValueError(f"key: expected {x_0.shape[0]} rows (the batch of x_0), got {key.shape[0]}")
+        self._check_draws(x_0, key, noise, t, t_sampler)
         check_reduction(reduction)
         self._check_trains_variance()
+        t, weights = (t, None) if t_sampler is None else t_sampler.sample(cast(Tensor, key))
+        x_t, t, noise = self._noised(x_0, key, noise, t)
+        if t_sampler is None or weights is None:
+            return self._loss_at(x_t, t, model, x_0, noise, model_kwargs, reduction)
+        losses = self._loss_at(x_t, t, model, x_0, noise, model_kwargs, "none")
+        t_sampler.update(t, losses.detach())
+        losses = weights * losses
+        return losses if reduction == "none" else getattr(losses, reduction)()
+
+    def _check_draws(
+        self, x_0: Tensor, key: Tensor | None, noise: Tensor | None, t: Tensor | int | None, t_sampler: LossSecondMoment | None
+    ) -> None:
+        """That a training step's noise and t come from somewhere, t from one place."""
+        if key is not None:
+            check_key("key", key)
+            if key.shape[0] != x_0.shape[0]:
+                raise ValueError(f"key: expected {x_0.shape[0]} rows (the batch of x_0), got {key.shape[0]}")
+        elif noise is None or t is None or t_sampler is not None:
+            raise ValueError("key: expected one, or both noise and t in its place (and no t_sampler), got None")
         if t_sampler is None:
-            x_t, t = q_sample_uniform(x_0, self.schedule, key)
-            return self._loss_at(x_t, t, model, x_0, key, model_kwargs, reduction)
+            return
         if not isinstance(t_sampler, LossSecondMoment):
             raise TypeError(f"t_sampler: expected a LossSecondMoment or None, got {describe(t_sampler)}")
         if t_sampler.num_timesteps != len(self.schedule):
             raise ValueError(f"t_sampler: expected one of {len(self.schedule)} timesteps, got {t_sampler.num_timesteps}")
-        t, weights = t_sampler.sample(key)
-        x_t = q_sample(x_0, t, self.schedule, key)
-        losses = self._loss_at(x_t, t, model, x_0, key, model_kwargs, "none")
-        t_sampler.update(t, losses.detach())
-        losses = weights * losses
-        return losses if reduction == "none" else getattr(losses, reduction)()
+        if t is not None:
+            raise ValueError("t: expected None, since t_sampler draws it of the key, got both")
+
+    def _noised(self, x_0: Tensor, key: Any, noise: Tensor | None, t: Tensor | int | None) -> tuple[Tensor, Tensor, Tensor]:
+        """x_t, t for each sample, and the noise as the loss takes it."""
+        if noise is None and t is None:
+            return *q_sample_uniform(x_0, self.schedule, key), key
+        noise = key if noise is None else noise
+        t = timesteps(key, len(self.schedule)) if t is None else row_index("t", t, x_0, self.schedule).expand(len(x_0))
+        return q_sample(x_0, t, self.schedule, noise), t, noise
 
     def _check_trains_variance(self) -> None:
         if self.loss == "mse" and self.learns_variance:
@@ -137,12 +163,12 @@ class GaussianDiffusion:
         t: Tensor,
         model: Model,
         x_0: Tensor,
-        key: Tensor,
+        noise: Tensor,
         model_kwargs: Mapping[str, Any] | None,
         reduction: str,
     ) -> Tensor:
         output = call_model(model, x_t, self._model_t(t), model_kwargs, self.variance_type)
-        return self.loss_of(output, x_0, x_t, t, key, reduction)
+        return self.loss_of(output, x_0, x_t, t, noise, reduction)
 
     def loss_of(self, output: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor, reduction: str = "mean") -> Tensor:
         """The loss of a model's output at the x_t that `q_sample` made of x_0, t and the noise (a key, or a tensor)."""
@@ -176,6 +202,7 @@ class GaussianDiffusion:
         x_T: Tensor | None = None,  # noqa: N803
         start: int = 0,
         x_t: Tensor | None = None,
+        noise: Tensor | StepNoise | None = None,
         guidance_scale: float | Tensor | None = None,
         uncond_kwargs: Mapping[str, Any] | None = None,
         stacked: bool = False,
@@ -209,6 +236,9 @@ class GaussianDiffusion:
             x_T: what to begin with, of the shape, in place of noise.
             start: how many of the noisiest steps to leave out: a sampler that reads earlier steps begins anew after them.
             x_t: with start: what to begin with, at the level of the first step walked, e.g. an image noised to it.
+            noise: of the steps, in place of the seed's: a tensor `[S, *shape]`, one for each step walked, the first step's
+                first; or (x, i) -> a tensor like x, called before each step, i as `reverse_step` takes it, e.g.
+                `lambda x, i: torch.randn_like(x)`. Not read where no step adds noise ("ddim" without eta).
             guidance_scale: classifier-free guidance (Ho & Salimans 2022): uncond + scale (cond - uncond), a number or `[B]`.
             uncond_kwargs: with guidance: what the model is given in place of those of model_kwargs, without the condition.
             stacked: with guidance: one call of the model on a batch of both, instead of two calls; all its tensors but scalars
@@ -248,7 +278,8 @@ class GaussianDiffusion:
         known = None if inpaint is None else Inpainting(inpaint, loop, key(stream="inpainting"), x)
         edit = edit_of(loop.rows, callback, known)
         trajectory = [x] if return_trajectory else None
-        x = loop(x, key(stream="reverse"), model_kwargs, progress, edit, trajectory)
+        steps_noise = key(stream="reverse") if noise is None else of_sampling(noise, x, len(loop.rows) - loop.first)
+        x = loop(x, steps_noise, model_kwargs, progress, edit, trajectory)
         return x if trajectory is None else torch.stack(trajectory)
 
     def _loop(
@@ -279,7 +310,7 @@ class GaussianDiffusion:
         model: Model,
         x_0: Tensor,
         seed: int | Tensor = 0,
-        noise: Tensor | None = None,
+        noise: Tensor | StepNoise | None = None,
         clip_denoised: bool = True,
         cdf: str = "exact",
         model_kwargs: Mapping[str, Any] | None = None,
@@ -295,7 +326,9 @@ class GaussianDiffusion:
             x_0: data `[B, ...]` in [-1, 1]. The likelihood is that of 256 levels, so the figure is meant for 8-bit data.
             seed: an int, or an integer tensor `[B]` of one seed a sample. The noise is a function of (seed, t, sample), t the
                 timestep in the original chain.
-            noise: the noise of every step, a tensor of x_0's shape or a key, in place of the seed's.
+            noise: in place of the seed's: of every step the same, a tensor of x_0's shape or a key; or (x, i) -> a tensor like
+                x, called for each index of the chain from the last to 0 with the data (of batch_size samples), so that
+                `lambda x, i: torch.randn_like(x)` draws as the published code.
             clip_denoised: clamp x_0_hat to [-1, 1].
             cdf: of the likelihood at index 0: "exact", or "tanh" for the published code's approximation.
             model_kwargs: passed on to the model; with `batch_size`, each chunk's share of the tensors whose first size is B.
@@ -315,10 +348,8 @@ class GaussianDiffusion:
         """
         check_data("x_0", x_0)
         check_one_of("cdf", cdf, CDFS)
-        if noise is not None:
-            check_noise(noise, "x_0", x_0)
         chain = self._chain(steps)
-        given = noise_key(seed, 0, len(x_0), first_sample, "evaluation", x_0.device) if noise is None else noise
+        noises = of_bits_per_dim(chain, x_0, seed, first_sample, noise)
         options = (self.prediction_type, self.variance_type, clip_denoised, self.first_variance)
         rows = vlb_rows(chain, *options, None, x_0.device, arithmetic(x_0))
         walk = Walk(chain, rows, model, self.variance_type, cdf == "tanh")
@@ -327,11 +358,8 @@ class GaussianDiffusion:
         terms = []
         with tqdm(total=len(parts) * len(chain), desc="bits/dim", unit="step", disable=not progress) as bar:
             for part in parts:
-                # a step's number is its timestep in the original chain: a respaced one sees the x_t of the whole at that level
-                steps_of = chain.timesteps_on(x_0.device)
-                noises = list(keys_of(given[part], steps_of)) if noise is None else [given[part]] * len(chain)
                 kwargs = model_kwargs if len(parts) == 1 else share_of(model_kwargs, part, len(x_0))
-                terms.append(walk.terms(x_0[part], noises, kwargs, bar))
+                terms.append(walk.terms(x_0[part], noises(part), kwargs, bar))
         vb, x_0_mse = torch.cat(terms, 2).permute(1, 2, 0).contiguous()
         return {"total": prior + vb.sum(1), "prior": prior, "vb": vb, "x_0_mse": x_0_mse, "eps_mse": snr * x_0_mse}
 

@@ -206,7 +206,8 @@ def reverse_step(
         model_output: the network's output at x_t: `out` of its shape, or `[B, 2C, ...]` of out and v for rows of a learned
             variance. Under guidance the output with the condition, whose v is taken.
         x_t: the current sample `[B, ...]`.
-        i: indices into the rows: the last one first, 0 for the final step. A tensor, or an int.
+        i: indices into the rows: the last one first, 0 for the final step. A tensor, or an int. Not a timestep, from which they
+            differ in a chain of fewer steps: `rows.step_at(timestep)` is its index.
         rows: a sampler's table, e.g. `samplers.ddpm(schedule)`.
         noise: a key of B rows (of stream "reverse"; `noise_key`'s default is the training noise), or a tensor of x_t's shape.
             None where the rows add no noise; "none" to leave it out of rows that do.
@@ -294,5 +295,7 @@ def row_index(name: str, t: Tensor | int, x: Tensor, table: NoiseSchedule | Step
         return t
     index = as_int(name, t, "an int32 or int64 tensor [B] or an int")
     if not 0 <= index < len(table):
-        raise IndexError(f"{name}: expected 0 .. {len(table) - 1}, got {index}")
+        raise IndexError(
+            f"{name}: expected 0 .. {len(table) - 1}, got {index} (an index of steps; of a timestep it is .step_at(timestep))"
+        )
     return table.index_on(x.device, index)

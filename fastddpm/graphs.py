@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from .averaging import ema_update_
 from .bits_per_dim import parts_of, share_of
 from .checks import as_int, as_shape, check_data, check_key, check_no_grad, describe
 from .diffusion import GaussianDiffusion
@@ -28,7 +28,7 @@ WARM_UPS = 3
 WHOLE_STEPS = 250
 """Up to this length a loop is one graph, a node for each launch, where a quarter of the device's memory is free."""
 
-NOT_REPLAYED = ("callback", "inpaint", "start", "x_T", "x_t", "return_trajectory")
+NOT_REPLAYED = ("callback", "inpaint", "start", "x_T", "x_t", "noise", "return_trajectory")
 """What `sample` takes and a graph cannot."""
 
 
@@ -127,7 +127,7 @@ class GraphedTrainingStep:
             losses.append(loss.detach())
         clip_and_step(self.optimizer, self.clip_norm)
         if self.average is not None:
-            update_average(self.average, self.model, self.decay)
+            ema_update_(self.average.parameters(), self.model.parameters(), self.decay)
         advance(self.key)
         return torch.stack(losses).sum()
 
@@ -285,11 +285,6 @@ def clip_and_step(optimizer: torch.optim.Optimizer, clip_norm: float | None) -> 
     if clip_norm is not None:
         torch.nn.utils.clip_grad_norm_([x for group in optimizer.param_groups for x in group["params"]], clip_norm)
     optimizer.step()
-
-
-def update_average(average: torch.nn.Module, model: torch.nn.Module, decay: float) -> None:
-    """Moves the averaged weights towards the model's. No step is counted: `AveragedModel` reads its counter in each."""
-    get_ema_multi_avg_fn(decay)(list(average.parameters()), list(model.parameters()), None)
 
 
 @contextmanager

@@ -4,7 +4,10 @@ The contract, with its known answers, is docs/noise.md. A key is an int64 tensor
 sample, where `subsequence = stream << 60 | step << 32 | sample`.
 """
 
+import warnings
+
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from . import ops
@@ -35,12 +38,16 @@ MAX_STEP = 1 << 28
 MAX_SAMPLE = 1 << 32
 MAX_STREAM = 1 << 4
 
+_HAS_RANKS = dist.is_available()
+_warned = False
+"""That a first_sample was left out where there are ranks."""
+
 
 def noise_key(
     seed: int | Tensor,
     step: int = 0,
     batch_size: int | None = None,
-    first_sample: int = 0,
+    first_sample: int | None = None,
     stream: str | int = "training",
     device: torch.device | str | None = None,
 ) -> Tensor:
@@ -51,7 +58,9 @@ def noise_key(
             `first_sample`: an image then depends on its own seed and not on its place in the batch.
         step: the training step, or the position in a sampling loop; 0 <= step < 2^28.
         batch_size: B. Needed with an int seed (default 1); with a tensor of seeds it must agree or be left out.
-        first_sample: the index of the batch's first sample (rank * B on rank `rank`); samples are numbered from there.
+        first_sample: the index of the batch's first sample, from which samples are numbered: rank * B on rank `rank`, and each
+            micro-batch of a step has its own. With one for all of them, all draw the same noise and the same t. None is 0,
+            which is warned of once where torch.distributed has more than one rank (not with seeds).
         stream: which of a run's streams of noise this is, a name of `STREAMS` or its number: "training", a loop's "initial" x_T
             and its steps' "reverse", .., and "user" and "user_2" for whatever you like.
         device: where the key lives; it must be the data's device. Default: the seeds' device, or torch's default device.
@@ -63,7 +72,13 @@ def noise_key(
         ValueError: a step, sample index or stream out of its range, or an unknown stream.
         TypeError: a seed that is neither an int nor an integer tensor.
     """
-    step, first_sample = as_int("step", step), as_int("first_sample", first_sample)
+    step = as_int("step", step)
+    if first_sample is None:
+        first_sample = 0
+        if _HAS_RANKS and not _warned and dist.is_initialized() and not isinstance(seed, Tensor):
+            _warn_of_ranks()
+    else:
+        first_sample = as_int("first_sample", first_sample)
     if batch_size is not None:
         batch_size = as_int("batch_size", batch_size)
     if not 0 <= step < MAX_STEP:
@@ -80,6 +95,19 @@ def noise_key(
     key = torch.empty((size, 2), dtype=torch.int64, device=device)
     ops.fill_key_(key, _signed64(seed), _subsequence(stream, step, first_sample))
     return key
+
+
+def _warn_of_ranks() -> None:
+    global _warned
+    if dist.get_world_size() == 1 or torch.compiler.is_compiling():
+        return
+    _warned = True
+    warnings.warn(
+        f"first_sample: left out, in a process group of {dist.get_world_size()} ranks: with 0 on each of them all draw the "
+        "same noise and the same t. Give rank * batch_size (or 0, where that is meant)",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 def _stream(stream: str | int) -> int:

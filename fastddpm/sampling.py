@@ -16,12 +16,12 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from tqdm.auto import tqdm
 
 from . import ops
-from .bits_per_dim import keys_of
 from .checks import as_samples, check_data, check_like, describe
 from .models import Model, call_model
 from .noise import randn
 from .rows import NoisingRow, pack
 from .samplers import StepRows
+from .step_noise import StepNoise, keys_of
 
 History = list[Tensor]
 NO_EDITS = "plms takes no edits (an early one would count more than once: docs/samplers.md)"
@@ -182,10 +182,18 @@ class SamplingLoop:
         """By row, the key at the row's step."""
         return keys_of(key, self.rows.indices_on(key.device).flip(0) + self.number).unbind()
 
+    def _noise_at(self, noise: Tensor | StepNoise) -> Callable[[Tensor, int], Tensor | None]:
+        if not self.rows.adds_noise:
+            return lambda x, i: None
+        if not isinstance(noise, Tensor):
+            return noise
+        keys = self.keys(noise)
+        return lambda x, i: keys[i]
+
     def __call__(
         self,
         x: Tensor,
-        key: Tensor,
+        noise: Tensor | StepNoise,
         model_kwargs: Mapping[str, Any] | None = None,
         progress: bool = False,
         edit: Callable[[int, Tensor, Tensor], Tensor] | None = None,
@@ -195,18 +203,18 @@ class SamplingLoop:
 
         Args:
             x: the sample at the first step.
-            key: the steps' noise; a step's number is how far it is from the first.
+            noise: the steps': a key, a step's number being how far it is from the first; or what is asked for each step's.
             model_kwargs: passed on to the model.
             progress: show a bar.
             edit: (i, x_prev, x_0_hat) -> the sample to go on with.
             trajectory: takes each step's sample.
         """
         rows, outputs, index = self.rows, self.outputs(model_kwargs), self.rows.indices_on(x.device).unbind()
-        keys = self.keys(key) if rows.adds_noise else (None,) * len(rows)
+        noise_at = self._noise_at(noise)
         ts = rows.timesteps_on(x.device)[:, None].repeat(1, len(x)).unbind()  # a copy: a model may change its t
         history = [x] * rows.history  # no row reads more than there is by then
         for i in tqdm(range(len(rows) - 1 - self.first, -1, -1), desc="sampling", unit="step", disable=not progress):
-            x, x_0, history = self.step(outputs, x, ts[i], index[i], keys[i], history, edit is not None)
+            x, x_0, history = self.step(outputs, x, ts[i], index[i], noise_at(x, i), history, edit is not None)
             if edit is not None:
                 x = edit(i, x, x_0)
             if trajectory is not None:

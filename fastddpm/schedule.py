@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_one_of, describe
+from .conversions import openai_timesteps, tables_of, told
 from .tables import Tables
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "previous")
@@ -25,8 +26,9 @@ SPACINGS = ("leading", "trailing", "linspace")
 class NoiseSchedule(Tables):
     """The noise schedule of a discrete-time diffusion: what each step adds, and the tables that follow.
 
-    Make one with `linear`, `cosine`, `sigmoid`, `scaled_linear`, `from_betas` or `from_alphas_cumprod`. All tables are float64
-    `[T]` on the CPU. A schedule does not change once made; `respace` and `zero_terminal_snr` return new ones.
+    Make one with `linear`, `cosine`, `sigmoid`, `scaled_linear`, `from_betas` or `from_alphas_cumprod`, or of another library's
+    with `from_diffusers`, `from_openai` or `from_lucidrains`. All tables are float64 `[T]` on the CPU. A schedule does not
+    change once made; `respace` and `zero_terminal_snr` return new ones.
 
     Attributes:
         betas, alphas, alphas_cumprod, alphas_cumprod_prev: as in Ho et al. 2020, section 2.
@@ -126,6 +128,52 @@ class NoiseSchedule(Tables):
         _check_values(name, abar, abar < before, "strictly decreasing")
         return cls(1 - abar / before, abar, torch.arange(len(abar), device="cpu") if timesteps is None else timesteps)
 
+    @classmethod
+    def from_diffusers(cls, scheduler: Any) -> "NoiseSchedule":
+        """The whole chain of a diffusers scheduler (DDPM, DDIM, Euler, DPM-Solver, .., with any betas), as it is now.
+
+        abar is the float64 product of its betas, which agrees with its `alphas_cumprod` to float32's rounding; or that table
+        itself where another was put in its place. (A last abar of 0 is 0 here, where some of theirs make it 2^-24.) Its
+        prediction type is `scheduler.config.prediction_type`, a word of ours too; for the steps that it samples with, `respace`
+        the schedule, or give `samplers` the steps and spacing.
+
+        Raises:
+            TypeError: not such an object (FlowMatch has no betas); another library's is told its own classmethod.
+            ValueError: tables that no chain can have, as `from_betas` and `from_alphas_cumprod`.
+        """
+        return cls._from_tables(*tables_of("from_diffusers", "scheduler", scheduler))
+
+    @classmethod
+    def from_openai(cls, diffusion: Any) -> "NoiseSchedule":
+        """That of a GaussianDiffusion or SpacedDiffusion of OpenAI's improved-diffusion or guided-diffusion, in all its digits.
+
+        Of a SpacedDiffusion the respaced chain, with the `timesteps` of its map. Their `rescale_timesteps` is followed where
+        it leaves whole numbers.
+
+        Raises:
+            TypeError: not such an object.
+            ValueError: as `from_diffusers`; or fractional timesteps.
+        """
+        tables = tables_of("from_openai", "diffusion", diffusion)
+        return cls._from_tables(*tables, openai_timesteps(diffusion))
+
+    @classmethod
+    def from_lucidrains(cls, diffusion: Any) -> "NoiseSchedule":
+        """That of a GaussianDiffusion of lucidrains' denoising-diffusion-pytorch, from its float32 buffers as `from_diffusers`.
+
+        Its objectives "pred_noise", "pred_x0" and "pred_v" are our "epsilon", "sample" and "v_prediction"; its images [0, 1]
+        are ours 2 x - 1.
+
+        Raises:
+            TypeError, ValueError: as `from_diffusers`.
+        """
+        return cls._from_tables(*tables_of("from_lucidrains", "diffusion", diffusion))
+
+    @classmethod
+    def _from_tables(cls, betas: Tensor, abar: Tensor | None, timesteps: Tensor | None = None) -> "NoiseSchedule":
+        made = cls.from_betas(betas) if abar is None else cls.from_alphas_cumprod(abar)
+        return made if timesteps is None else cls(made.betas, made.alphas_cumprod, timesteps)
+
     # ---- how to change one ----
 
     def zero_terminal_snr(self) -> "NoiseSchedule":
@@ -208,7 +256,7 @@ class NoiseSchedule(Tables):
 
 def check_schedule(schedule: object) -> None:
     if not isinstance(schedule, NoiseSchedule):
-        raise TypeError(f"schedule: expected a NoiseSchedule, got {describe(schedule)}")
+        raise TypeError(f"schedule: expected a NoiseSchedule, got {told(schedule)}")
 
 
 def _logistic(x: float) -> float:

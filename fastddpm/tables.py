@@ -53,6 +53,19 @@ class Tables:
                 table = self._made[key] = make(self, *case).to(dtype=dtype, copy=True).to(device)
         return table
 
+    def step_at(self, timestep: float) -> int:
+        """The index of the step at which the network is given this timestep: of a respaced chain they are not the same.
+
+        Raises:
+            ValueError: no step has it, or more than one (of samplers that walk a level twice).
+        """
+        found = (self.timesteps == timestep).nonzero().flatten().tolist()
+        if len(found) != 1:
+            raise ValueError(
+                f"timestep: expected one of {_brief(self.timesteps)} that one step has, got {timestep}, of {len(found)}"
+            )
+        return found[0]
+
     def timesteps_on(self, device: torch.device) -> Tensor:
         """`timesteps` on a device, uploaded once."""
         return self.table(_timesteps, device, self.timesteps.dtype)
@@ -82,3 +95,8 @@ def _timesteps(owner: Tables) -> Tensor:
 
 def _indices(owner: Tables) -> Tensor:
     return torch.arange(len(owner.timesteps), device="cpu")
+
+
+def _brief(timesteps: Tensor) -> str:
+    given = timesteps.tolist()
+    return ", ".join(map(str, given if len(given) < 8 else (*given[:3], "..", *given[-3:])))

@@ -131,6 +131,26 @@ CASES = {
     "t an int negative": (lambda: one_step(t=-1), IndexError, r"t: expected 0 \.\. 999, got -1"),
     "i of floats": (lambda: step(i=T.double()), TypeError, rf"i: {INDEX} float64 \[4\]"),
     "i an int too large": (lambda: step(i=1000), IndexError, r"i: expected 0 \.\. 999, got 1000"),
+    "i a timestep of a respaced chain": (
+        lambda: step(i=981, rows=samplers.ddpm(SCHEDULE.respace(50))),
+        IndexError,
+        r"i: expected 0 \.\. 49, got 981 \(an index of steps; of a timestep it is \.step_at\(timestep\)\)",
+    ),
+    "t a timestep of a respaced chain": (
+        lambda: sample(t=999, schedule=SCHEDULE.respace(50)),
+        IndexError,
+        r"t: expected 0 \.\. 49, got 999 \(an index of steps; of a timestep it is \.step_at\(timestep\)\)",
+    ),
+    "a timestep of no step": (
+        lambda: samplers.ddpm(SCHEDULE.respace(50)).step_at(1000),
+        ValueError,
+        r"timestep: expected one of 19, 39, 59, \.\., 959, 979, 999 that one step has, got 1000, of 0",
+    ),
+    "a timestep of two steps": (
+        lambda: samplers.plms(SCHEDULE, steps=5).step_at(600),
+        ValueError,
+        "timestep: expected one of .* that one step has, got 600, of 2",
+    ),
     "i too large": (lambda: step(i=T + 1), IndexError, r"expected 0 \.\. 999, got 1000"),
     # the noise
     "key of another batch": (lambda: sample(noise=KEY[:3]), ValueError, ROWS_OF_KEY.format("x_0")),

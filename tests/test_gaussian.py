@@ -5,13 +5,12 @@ import math
 import mpmath
 import pytest
 import torch
-from helpers import on_reference, values, wide
+from helpers import INSTRUCTION_SETS, NOT_BUILT, on_reference, values, wide
 from vlb_inputs import ARITHMETIC, SCHEDULE, data
 
-from fastddpm import (
-    vlb_loss,
-)
+from fastddpm import autograd, ops, vlb_loss
 from fastddpm.reference import gaussian
+from fastddpm.rows import VlbRow, pack
 
 
 def mp(x):
@@ -142,3 +141,30 @@ def test_the_likelihood_to_40_standard_deviations(x_0, dtype, backend, digits):
         bits = mpmath.log(2)
         near(loss, -expected / bits)
         near(mean.grad[0, 0], slope * inverse / bits, 2e-6 if dtype == torch.float32 else 1e-6, 1e-7)
+
+
+@pytest.mark.skipif(not INSTRUCTION_SETS, reason=NOT_BUILT)
+@pytest.mark.parametrize("x_0", [-1.0, 0.1, 1.0])
+def test_the_kernels_densities_keep_thirteen_digits(x_0, digits):
+    """In float64, of a network whose output is the mean and the log-variance: narrow bins, tails and the middle."""
+    columns = dict.fromkeys(VlbRow._fields, 0.0) | {"e_0": 1.0, "e_o": -1.0, "v_1": 1.0, "precision": 1.0, "bound": math.inf}
+    row = pack(VlbRow(**{name: torch.full((1,), value, **wide) for name, value in columns.items()}))
+    places = [(y, w) for y in (*OFFSETS, *(-y for y in OFFSETS), 1e-9, 100.0, 1e4) for w in (1e-5, 0.009, 0.02, 0.3, 1.2, 30.0)]
+    y, w = torch.tensor(places, **wide).T
+    x = torch.full((len(y), 1, 1), x_0, **wide)
+    output = torch.stack((x[:, 0, 0] - y / w / 255, -2 * (255 * w).log()), 1)[:, :, None].requires_grad_()
+    first = torch.zeros(1, dtype=torch.int64)
+    loss = autograd.vlb_loss(output, x, x, None, first, row, False, ops.NONE)
+    (slopes,) = torch.autograd.grad(loss.sum(), output)
+    for value, (mean, log_variance), slope in zip(loss, output.detach()[..., 0], slopes[..., 0], strict=True):
+        inverse = mpmath.exp(-mp(log_variance) / 2)
+        y, w = (mp(x_0) - mp(mean)) * inverse, mp(1 / 255) * inverse
+        if abs(x_0) == 1:
+            log_p, by_s = true_log_tail(w - x_0 * y)
+            by_y, by_w = -x_0 * by_s, by_s
+        else:
+            log_p, by_y, by_w = true_log_bin(y, w)
+        by_variance = abs(y * by_y) + abs(w * by_w)  # the sizes of its two terms
+        truth = ((value, -log_p, 0), (slope[0], by_y * inverse, 0), (slope[1], (y * by_y + w * by_w) / 2, by_variance))
+        for got, true, size in truth:
+            near(got.detach() * math.log(2), true, 1e-13, 1e-13 * max(size, 1e-3))

@@ -314,3 +314,16 @@ def test_a_default_device_does_not_move_the_tables():
         schedule = NoiseSchedule.cosine(20).zero_terminal_snr().respace(10).respace(5, "leading").respace([0, 2, 4])
         assert schedule.betas.device.type == schedule.timesteps.device.type == "cpu"
         assert schedule.indices_on(torch.device("cpu")).device.type == "cpu"
+
+
+@pytest.mark.parametrize("make", [lambda chain: chain, samplers.ddpm], ids=["schedule", "rows"])
+def test_the_step_at_each_timestep(make):
+    chain = make(NoiseSchedule.linear(T).respace(10))
+    assert [chain.step_at(int(t)) for t in chain.timesteps] == list(range(10))
+    assert chain.step_at(chain.timesteps[3]) == 3 and make(NoiseSchedule.linear(T)).step_at(7) == 7
+
+
+def test_the_step_at_a_timestep_between_whole_ones():
+    rows = samplers.euler(NoiseSchedule.linear(T), steps=7, spacing="karras")
+    fractions = [t for t in rows.timesteps.tolist() if t % 1]
+    assert fractions and [rows.timesteps[rows.step_at(t)] for t in fractions] == fractions

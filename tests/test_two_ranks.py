@@ -1,12 +1,15 @@
-"""A batch on one rank and on two (gloo): the same timesteps, x_t, losses and gradients of the output, to the bit."""
+"""A batch on one rank and on two (gloo): the same timesteps, x_t, losses and gradients of the output, to the bit. And the word
+about a first_sample that is left out there."""
 
 import os
+import warnings
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+import fastddpm.noise
 from fastddpm import GaussianDiffusion, NoiseSchedule, noise_key, q_sample, timesteps
 
 BATCH, SEED, STEP = 12, 5, 77
@@ -37,6 +40,14 @@ def rank_main(rank, folder):
     mine = results(rank * BATCH // 2, BATCH // 2)
     gathered = [torch.empty_like(mine) for _ in range(2)]
     dist.all_gather(gathered, mine)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for first in (0, None, None):
+            noise_key(SEED, STEP, 2, first)
+    assert [str(warning.message)[:60] for warning in caught] == [
+        "first_sample: left out, in a process group of 2 ranks: with 0"[:60]
+    ]
+    assert caught[0].filename == __file__
     if rank == 0:
         torch.save(torch.cat(gathered), f"{folder}/gathered.pt")
     dist.destroy_process_group()
@@ -45,3 +56,34 @@ def rank_main(rank, folder):
 def test_two_ranks_are_one(tmp_path):
     mp.spawn(rank_main, (str(tmp_path),), nprocs=2)
     assert torch.equal(torch.load(tmp_path / "gathered.pt"), results(0, BATCH))
+
+
+@pytest.fixture
+def ranks(monkeypatch):
+    """A process group of as many ranks as it is told, by what noise.py asks of it."""
+
+    def of(world_size):
+        monkeypatch.setattr(dist, "is_initialized", lambda: world_size > 0)
+        monkeypatch.setattr(dist, "get_world_size", lambda: world_size)
+        monkeypatch.setattr(fastddpm.noise, "_warned", False)
+
+    return of
+
+
+def test_a_first_sample_left_out_is_warned_of_once(ranks):
+    ranks(4)
+    with pytest.warns(RuntimeWarning, match="first_sample: left out, in a process group of 4 ranks") as caught:
+        assert torch.equal(noise_key(SEED, STEP, 2), noise_key(SEED, STEP, 2))
+    assert len(caught) == 1 and torch.equal(noise_key(SEED, STEP, 2), noise_key(SEED, STEP, 2, 0))
+
+
+@pytest.mark.parametrize(
+    ("world_size", "arguments"),
+    [(0, (SEED, 0, 2)), (1, (SEED, 0, 2)), (4, (SEED, 0, 2, 0)), (4, (torch.arange(3),))],
+    ids=["no group", "one rank", "given", "seeds"],
+)
+def test_what_is_not_warned_of(world_size, arguments, ranks):
+    ranks(world_size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        noise_key(*arguments)

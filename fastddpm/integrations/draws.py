@@ -16,9 +16,10 @@ def drawn_key(batch: int, device: torch.device, generator: Generator | Sequence[
         device: where the key is wanted. A generator on the CPU draws there, as for diffusers' noise.
         generator: one, one a sample, or None for torch's own.
     """
-    if isinstance(generator, Sequence) and len(generator) == 1:
-        generator = generator[0]
-    if isinstance(generator, Sequence):
-        return torch.cat([drawn_key(1, device, one) for one in generator[:batch]])
-    at = device if generator is None else generator.device
-    return torch.randint(INT64.min, INT64.max, (batch, 2), generator=generator, device=at).to(device)
+    if generator is None:
+        return torch.randint(INT64.min, INT64.max, (batch, 2), device=device)
+    if isinstance(generator, Generator):
+        return torch.randint(INT64.min, INT64.max, (batch, 2), generator=generator, device=generator.device).to(device)
+    if len(generator) == 1:
+        return drawn_key(batch, device, generator[0])
+    return torch.cat([drawn_key(1, device, one) for one in generator[:batch]])

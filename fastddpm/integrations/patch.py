@@ -68,6 +68,8 @@ class Peer:
     """What else an object of this class holds that is patched with it."""
     attributes: Callable[[Any], Iterable[tuple[str, Any]]] = _nothing
     """What takes the place of an object's attributes that are no methods, by name."""
+    what: str = ""
+    """What these do better, for the summary."""
     bases: tuple[str, ...] = ()
     """The names of the peers whose methods this class inherits, or calls in its own."""
     functions: tuple[str, ...] = ()
@@ -130,6 +132,7 @@ class Patch:
         """What was replaced by what, what is left to the original and why, and what fell back so far."""
         lines = [f"{self.peer.name} (noise={self.noise!r}{', strict' if self.strict else ''})"]
         lines += [f"  {method.name}: {method.what}" for method in self.peer.methods]
+        lines += [f"  {self.peer.what}"] if self.peer.what else []
         lines += [f"  left to the original: {left}" for left in self.peer.left]
         lines += [f"  fell back {count} times: {reason}" for reason, count in self.fell_back.items()]
         return "\n".join([*lines, *(part.summary() for part in self.parts)])

@@ -25,7 +25,8 @@ def dpmpp(
             it, which leaves a method of order 2 (docs/samplers.md).
     """
     check_order(order, (1, 2, 3))
-    return _differences(at, straight(at), order, lower_order_final, euler_at_final, 1.0 if full_curvature else 0.5)
+    orders, first = _orders(at, order, lower_order_final, euler_at_final), straight(at)
+    return differences(at, first, orders, first["k_0"] / 2, 1.0 if full_curvature else 0.5)
 
 
 @sampler(spacings=INNER)
@@ -36,25 +37,37 @@ def dpmpp_sde(at: Levels, order: int = 2, lower_order_final: bool = True, euler_
         lower_order_final, euler_at_final: as `dpmpp`.
     """
     check_order(order, (1, 2))
-    return _differences(at, ancestral(at), order, lower_order_final, euler_at_final)
+    first = ancestral(at)
+    return differences(at, first, _orders(at, order, lower_order_final, euler_at_final), first["k_0"] / 2)
 
 
-def _differences(
-    at: Levels, first: Columns, order: int, lower_order_final: bool, euler_at_final: bool, curvature: float = 0.0
-) -> Columns:
-    """First-order steps, and what the divided differences q_1 (m_0 - m_1) and q_2 (m_1 - m_2) add; q_j = h / h_j, h_j the j-th
-    step before."""
+def _orders(at: Levels, order: int, lower_order_final: bool, euler_at_final: bool) -> Tensor:
     orders = torch.tensor(step_orders(at, order, lower_order_final and len(at.sigma) < 15), device="cpu")
     if euler_at_final:
         orders[-1] = 1
+    return orders
+
+
+def differences(at: Levels, first: Columns, orders: Tensor, second: Tensor, curvature: float = 0.0) -> Columns:
+    """First-order steps, and what the divided differences q_1 (m_0 - m_1) and q_2 (m_1 - m_2) add; q_j = h / h_j, h_j the j-th
+    step before.
+
+    Args:
+        second: the slope's weight in a step of order 2: half of x_0_hat's ("midpoint"), or `weight_of` ("heun").
+        curvature: of 3M (see `dpmpp`).
+    """
     h = at.h
     q_1, q_2 = (_where(orders > j, h / torch.cat((h[:j], h[:-j]))) for j in (1, 2))
-    midpoint = _where(orders == 2, first["k_0"] / 2)
     share = _where(orders == 3, q_2 / (q_1 + q_2))
-    slope, curve = (_where(orders == 3, at.a_next * h * phi(k, -h)) for k in (2, 3))
+    slope, curve = (_where(orders == 3, weight_of(at, k, h)) for k in (2, 3))
     curved = (slope + 2 * curvature * curve * q_1) * share
-    p, q = (midpoint + slope + curved) * q_1, curved * q_2
+    p, q = (_where(orders == 2, second) + slope + curved) * q_1, curved * q_2
     return {**first, "k_0": first["k_0"] + p, "k_h1": -p - q, "k_h2": q}
+
+
+def weight_of(at: Levels, k: int, h: Tensor) -> Tensor:
+    """Of the (k - 1)-th derivative of x_0_hat over a step: a' h phi_k(-h)."""
+    return at.a_next * h * phi(k, -h)
 
 
 def _where(there: Tensor, value: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import noise_key, q_sample, timesteps
-from ..graphs import update_average
+from ..averaging import ema_update_
 from .config import AUTOCASTS, TrainConfig
 from .eager import EagerLoss
 from .network import make_scheduler
@@ -102,7 +102,7 @@ class _Step:
         self.clock("network", lambda: output.backward(grad))
         self.clock.times["network"][-1] += forward
         self.clock("optimizer", lambda: update(self.network, self.optimizer, learning_rate(self.config, i)))
-        self.clock("EMA", lambda: update_average(self.average, self.network, self.config.ema_decay))
+        self.clock("EMA", lambda: ema_update_(self.average.parameters(), self.network.parameters(), self.config.ema_decay))
 
     def _noising(self, x_0: Tensor, i: int) -> tuple[Tensor, Tensor, Tensor]:
         key = noise_key(self.config.seed, i, len(x_0), device=x_0.device)

@@ -14,8 +14,6 @@ constexpr int kStep = 4 * kBlocks * kTogether;  // normals made at a time
 static_assert(fastddpm::kSlack >= kStep + 3, "a run may begin up to 3 normals into its block, and ends with a whole step");
 constexpr uint64_t kMultiply0 = 0xD2511F53u, kMultiply1 = 0xCD9E8D57u;
 
-#define FASTDDPM_INLINE inline __attribute__((always_inline))  // kept apart, the vectors would go through memory
-
 template <class F> FASTDDPM_INLINE void each(F f) {
   static_assert(kTogether == 4, "written out, since compilers do not agree on how to ask for it");
   f(0), f(1), f(2), f(3);

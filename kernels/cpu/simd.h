@@ -12,6 +12,8 @@
 
 #include "isa.h"
 
+#define FASTDDPM_INLINE inline __attribute__((always_inline))  // kept apart, vectors would go through memory, or not be found
+
 namespace FASTDDPM_ISA {
 
 #if defined(FASTDDPM_AVX512)

@@ -56,17 +56,36 @@ template <class T, bool kLearned, bool kByOut, bool kByV> inline void kl(const V
   }
 }
 
-template <class T> inline void first_step(const VlbRow<T>& given, const VlbChunk<T>& c, bool tanh_cdf, int64_t n) {
+// In two loops, with all that is made in buffers: else a compiler finds no vectors here.
+template <class T, bool kTanh, bool kLearned> inline void first_step(const VlbRow<T>& given, const VlbChunk<T>& c, int64_t n) {
   const auto& g = given;
   const VlbRow<double> row{g.a, g.s, g.p_x, g.p_o, g.bound, g.c, g.e_0, g.e_x, g.e_o, g.v_0, g.v_1, g.precision, g.p, g.q, g.r, g.w};
+  Buffer<double> off, w, v, off_by_out;
+  const double root = std::sqrt(row.precision), fixed = root * exponential(-row.v_0 / 2).value;  // 1 / deviation
   for (int64_t i = 0; i < n; ++i) {
     const Prediction<double> p(row, c.x_0[i], c.x_t[i], c.out[i]);
-    const double delta = c.v ? fused(double(row.v_1), double(c.v[i]), double(row.v_0)) : row.v_0;
-    const Slopes loss = nll(p.diff, delta, row.precision, c.x_0[i], tanh_cdf);
-    c.nats[i] = T(loss.value);
-    if (c.by_out) c.by_out[i] = T(c.scale * loss.first * p.by_output(row));
-    if (c.by_v) c.by_v[i] = T(c.scale * loss.second * row.v_1);
+    const double inverse = kLearned ? root * exponential(fused(row.v_1, double(c.v[i]), row.v_0) / -2).value : fixed;
+    const Bin bin(p.diff, inverse, c.x_0[i]);
+    off.values[i] = bin.off, w.values[i] = bin.w, v.values[i] = bin.v;
+    off_by_out.values[i] = bin.side * inverse * p.by_output(row);
   }
+  const double scale = c.scale, scale_v = row.v_1 / 2 * scale;
+  Buffer<T> nats, by_out, by_v;
+  for (int64_t i = 0; i < n; ++i) {
+    const double at = off.values[i], half = w.values[i];
+    const Slopes log_p = kTanh ? tanh_bin(at, half, v.values[i]) : log_bin(at, half, v.values[i]);
+    nats.values[i] = T(-log_p.value);
+    by_out.values[i] = T(-scale * log_p.by_off * off_by_out.values[i]);
+    by_v.values[i] = T(scale_v * (at * log_p.by_off + half * log_p.by_w));
+  }
+  std::memcpy(c.nats, nats.values, n * sizeof(T));
+  if (c.by_out) std::memcpy(c.by_out, by_out.values, n * sizeof(T));
+  if (c.by_v) std::memcpy(c.by_v, by_v.values, n * sizeof(T));
+}
+
+template <class T> inline void first_step(const VlbRow<T>& row, const VlbChunk<T>& c, bool tanh_cdf, int64_t n) {
+  if (c.v) return tanh_cdf ? first_step<T, true, true>(row, c, n) : first_step<T, false, true>(row, c, n);
+  return tanh_cdf ? first_step<T, true, false>(row, c, n) : first_step<T, false, false>(row, c, n);
 }
 
 template <class T> inline void term(bool first, const VlbRow<T>& row, const VlbChunk<T>& c, bool tanh_cdf, int64_t n) {

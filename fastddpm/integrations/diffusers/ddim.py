@@ -56,20 +56,21 @@ def _walk_of(self: Any, patch: Any, config: Any, eta: float, clipped: bool) -> W
 
 
 def _walk(abar: Tensor, final: Tensor, timesteps: Tensor, config: Any, steps: int, eta: float, clipped: bool) -> Walk:
-    """A step goes from t to t - T // S, whatever the spacing of the timesteps."""
+    """In diffusers' own float32, as DDPM's. A step goes from t to t - T // S, whatever the spacing of the timesteps."""
     t = timesteps.cpu()
     earlier = t - config.num_train_timesteps // steps
-    table = abar.detach().double().cpu()
+    table = abar.detach().cpu()
     before = table[t]
-    after = torch.where(earlier >= 0, table[earlier.clamp(min=0)], final.double().cpu())
-    a, s = before.sqrt(), (1 - before).sqrt()
+    after = torch.where(earlier >= 0, table[earlier.clamp(min=0)], final.to(table))
+    a, s = before.sqrt().double(), (1 - before).sqrt().double()
     sigma = eta * ((1 - after) / (1 - before) * (1 - before / after)).sqrt()
-    direction = (1 - after - sigma**2).sqrt()
+    direction = (1 - after - sigma**2).sqrt().double()
+    k_0 = after.sqrt().double()
     p_x, p_o = x_0_of(a, s, config.prediction_type)
     e_x, e_o = epsilon_of(a, s, config.prediction_type)
-    columns = {"p_x": p_x, "p_o": p_o, "bound": bound_of(config, a), "k_0": after.sqrt(), "sigma": sigma}
+    columns = {"p_x": p_x, "p_o": p_o, "bound": bound_of(config, a), "k_0": k_0, "sigma": sigma}
     if clipped:  # eps_hat of the clipped x_0_hat
-        columns |= {"k_x": direction / s, "k_0": after.sqrt() - direction * a / s}
+        columns |= {"k_x": direction / s, "k_0": k_0 - direction * a / s}
     else:
         columns |= {"k_x": direction * e_x, "k_o": direction * e_o}
     return Walk(t, columns, torch.full_like(t, eta > 0, dtype=torch.bool))

@@ -38,24 +38,28 @@ def _walk_of(self: Any, patch: Any, config: Any) -> Walk:
 
 
 def _walk(abar: Tensor, timesteps: Tensor, config: Any, spaced: bool, variance_type: str) -> Walk:
-    """Without set_timesteps a step goes from t to t - 1, else to the next of the timesteps."""
-    table = torch.cat((abar.detach().double().cpu(), torch.ones(1, dtype=torch.float64)))  # [-1] is the image
+    """In diffusers' own float32, rounding by rounding: at small t its beta has three digits, and its images too.
+
+    Without set_timesteps a step goes from t to t - 1, else to the next of the timesteps.
+    """
+    table = torch.cat((abar.detach().cpu(), torch.ones(1, dtype=abar.dtype)))  # [-1] is the image
     t = timesteps.cpu() if spaced else torch.arange(len(abar) - 1, -1, -1)
     before, after = table[t], table[torch.cat((t[1:], torch.tensor([-1])))]
-    a, s, alpha = before.sqrt(), (1 - before).sqrt(), before / after
+    alpha = before / after
     beta = 1 - alpha
     small = ((1 - after) / (1 - before) * beta).clamp(min=1e-20)
-    p_x, p_o = x_0_of(a, s, config.prediction_type)
+    p_x, p_o = x_0_of(before.sqrt().double(), (1 - before).sqrt().double(), config.prediction_type)
     columns = {
         "p_x": p_x,
         "p_o": p_o,
-        "bound": bound_of(config, a),
+        "bound": bound_of(config, p_x),
         "k_0": after.sqrt() * beta / (1 - before),
         "k_x": alpha.sqrt() * (1 - after) / (1 - before),
         "sigma": (beta if variance_type == "fixed_large" else small).sqrt(),
     }
     if variance_type == "learned_range":  # log sigma^2 between those of both, (v + 1) / 2 of the way
-        columns |= {"sigma": (small * beta) ** 0.25, "k_v": (beta / small).log() / 4}
+        low, high = small.log().double(), beta.log().double()
+        columns |= {"sigma": ((low + high) / 4).exp(), "k_v": (high - low) / 4}
     columns["sigma"] = torch.where(t > 0, columns["sigma"], 0.0)
     return Walk(t, columns, t > 0, "learned_range" if variance_type == "learned_range" else "fixed_small")
 

@@ -21,19 +21,19 @@ class Walk:
 
     Args:
         timesteps: int64 `[S]` on the CPU, the first step's first.
-        columns: of `rows.StepRow`, float64 `[S]` in the same order. A step with a column that is not finite (a division by 0)
+        columns: of `rows.StepRow`, floating `[S]` in the same order. A step with a column that is not finite (a division by 0)
             is the original's.
         draws: `[S]`, at which steps the scheduler draws noise, be its sigma 0.
         variance_type: "learned_range" where the network's output has the variance's channels.
     """
 
     def __init__(self, timesteps: Tensor, columns: dict[str, Tensor], draws: Tensor, variance_type: str = "fixed_small"):
-        finite = torch.stack([column.isfinite() for name, column in columns.items() if name != "bound"]).all(0)
-        given = {name: torch.where(finite, column, 0.0).flip(0) for name, column in columns.items()}
-        self.rows = StepRows(timesteps.flip(0), variance_type, None, True, False, **given)
+        self.rows, finite = finite_rows(
+            timesteps.flip(0), {name: column.flip(0) for name, column in columns.items()}, variance_type
+        )
         self.learned = variance_type == "learned_range"
         self.draws = draws.flip(0).tolist()
-        rows = zip(timesteps.tolist(), reversed(range(len(timesteps))), finite.tolist(), strict=True)
+        rows = zip(timesteps.tolist(), reversed(range(len(timesteps))), reversed(finite), strict=True)
         self.row_at = {t: row for t, row, good in rows if good}
         self.rows_in_order = [self.row_at.get(t, -1) for t in timesteps.tolist()]
 
@@ -42,14 +42,26 @@ class Walk:
         if isinstance(timestep, Tensor):
             if timestep.numel() != 1:
                 return -1
-            if timestep.device.type != "cpu" and _lies_in(timestep, timesteps):  # known by where it lies: a read would wait
+            if not timestep.is_cpu and _lies_in(timestep, timesteps):  # known by where it lies: a read would wait
                 return self.rows_in_order[timestep.storage_offset() - timesteps.storage_offset()]
             timestep = timestep.item()
-        return self.row_at.get(timestep, -1) if isinstance(timestep, Integral) else -1
+        return self.row_at.get(timestep, -1) if type(timestep) is int or isinstance(timestep, Integral) else -1
+
+
+def finite_rows(
+    timesteps: Tensor, columns: dict[str, Tensor], variance_type: str = "fixed_small", there: Tensor | bool = True
+) -> tuple[StepRows, list[bool]]:
+    """Rows, and which of those that are there hold: one with a column that is not finite is the original's."""
+    finite = there & torch.stack([column.isfinite() for name, column in columns.items() if name != "bound"]).all(0)
+    given = {name: torch.where(finite, column.double(), 0.0) for name, column in columns.items()}
+    return StepRows(timesteps, variance_type, None, True, False, **given), finite.tolist()
 
 
 def _lies_in(part: Tensor, whole: Tensor) -> bool:
-    return part.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+    """Whether a number is one of a vector's own."""
+    if part.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr() or part.dtype is not whole.dtype:
+        return False
+    return whole.is_contiguous() and 0 <= part.storage_offset() - whole.storage_offset() < whole.numel()
 
 
 def bound_of(config: Any, like: Tensor) -> Tensor:
@@ -61,13 +73,18 @@ def why_not(patch: Patch, walk: Walk, row: int, output: Tensor, sample: Tensor, 
     """Why a step is the original's; "" where it is ours."""
     if row < 0:
         return "a timestep that is none of the scheduler's, or where it divides by 0"
-    shape = list(sample.shape)
-    if walk.learned:
-        shape[1:2] = [2 * n for n in shape[1:2]]
-    if list(output.shape) != shape or output.device != sample.device:
-        return "a model_output of another shape or device than the sample's"
     if output.dtype is not sample.dtype and (returns_output or torch.promote_types(output.dtype, sample.dtype) != sample.dtype):
         return "a result of another dtype than the sample's"
+    return unfit(patch, output, sample, walk.learned)
+
+
+def unfit(patch: Patch, output: Tensor, sample: Tensor, learned: bool = False) -> str:
+    """Why no kernel takes these; "" where one does."""
+    shape = sample.shape
+    if learned:
+        shape = torch.Size((*shape[:1], *(2 * n for n in shape[1:2]), *shape[2:]))
+    if output.shape != shape or output.device != sample.device:
+        return "a model_output of another shape or device than the sample's"
     if not sample.is_floating_point() or sample.dim() == 0:
         return "a sample that is no floating tensor [B, ...]"
     if patch.strict and (sample.dtype in HALF or output.dtype in HALF):
@@ -75,13 +92,17 @@ def why_not(patch: Patch, walk: Walk, row: int, output: Tensor, sample: Tensor, 
     return ""
 
 
+def drawn(patch: Patch, sample: Tensor, dtype: torch.dtype, generator: Any) -> Tensor:
+    """A step's noise, of theirs in that dtype; or the key of it."""
+    if patch.noise == "philox":
+        return drawn_key(len(sample), sample.device, generator)
+    return randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=dtype)
+
+
 def stepped(
     patch: Patch, walk: Walk, row: int, output: Tensor, sample: Tensor, generator: Any, noise: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """(x_prev, x_0_hat) of a row, with noise that is given or drawn where it adds any."""
     if noise is None and walk.draws[row]:
-        if patch.noise == "philox":
-            noise = drawn_key(len(sample), sample.device, generator)
-        else:
-            noise = randn_tensor(sample.shape, generator=generator, device=output.device, dtype=output.dtype)
+        noise = drawn(patch, sample, output.dtype, generator)
     return reverse_step(output, sample, row, walk.rows, "none" if noise is None else noise)

@@ -1,0 +1,234 @@
+"""What the schedulers share that walk a list of sigmas, by a step_index: of x_0 + sigma eps, or a x_0 + b eps, b = sigma a."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import autograd
+from ...checks import FLOAT_DTYPES, check_data, check_index, check_noise
+from ...coefficients import x_0_of
+from ...functional import arithmetic
+from ...rows import NoisingRow, pack
+from ...samplers import Levels
+from ...tables import Tables
+from ..patch import MARK, Method, Patch, original
+from ..tables import cached
+from .walk import HALF, finite_rows, unfit
+
+NOT_OURS = "a step beyond the scheduler's, or where it divides by 0"
+
+
+def step_index(self: Any, timestep: Any) -> Any:
+    """Which step comes, begun as the scheduler begins: the next ones are counted."""
+    if self._step_index is None:
+        self._init_step_index(timestep)
+    return self._step_index
+
+
+def levels_of(sigmas: Tensor) -> Levels:
+    sigmas = sigmas.detach().double().cpu()
+    return Levels(torch.arange(len(sigmas) - 1), sigmas)
+
+
+class Rows:
+    """The rows of a scheduler's steps, by step_index. One that is not finite, or shall not, is the original's."""
+
+    def __init__(self, columns: dict[str, Tensor], there: Tensor | bool = True):
+        self.rows, self.holds = finite_rows(torch.arange(len(columns["k_x"])), columns, there=there)
+
+    def has(self, i: Any) -> bool:
+        return type(i) is int and 0 <= i < len(self.holds) and self.holds[i]
+
+    def step(
+        self,
+        i: int,
+        output: Tensor,
+        x: Tensor,
+        noise: Tensor | None = None,
+        return_x_0: bool = True,
+        history: list[Tensor] | None = None,
+        return_kept: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`functional.reverse_step` of what `why_not` and `unlike` have checked: (x_prev, x_0_hat, kept)."""
+        table, index = self.rows.on(x.device, arithmetic(x)), self.rows.index_on(x.device, i)
+        options = (None, None, None, history or [], return_kept) if history or return_kept else ()
+        return autograd.reverse_step(output, x, noise, index, table, return_x_0, *options)
+
+
+def columns_of(at: Levels, columns: dict[str, Tensor], prediction_type: str) -> dict[str, Tensor]:
+    """The columns of a step from x = a x_0 + b eps, with its x_0_hat's."""
+    p_x, p_o = x_0_of(at.a, at.b, prediction_type)
+    return {**columns, "p_x": p_x, "p_o": p_o}
+
+
+def over_a(at: Levels, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same step from x / a = x_0 + sigma eps, to x' / a'."""
+    by = {"p_x": at.a, "k_x": at.a / at.a_next}
+    ends = dict.fromkeys(("k_0", "k_o", "sigma"), 1 / at.a_next)
+    return {name: column * (by | ends).get(name, 1) for name, column in columns.items()}
+
+
+def without_x_0(columns: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same step where x_0_hat is not clamped: of x and the output, whose weights are exact where they are 1 or 0."""
+    k_0 = columns["k_0"]
+    return {
+        **columns,
+        "k_x": columns["k_x"] + k_0 * columns["p_x"],
+        "k_o": k_0 * columns["p_o"],
+        "k_0": torch.zeros_like(k_0),
+    }
+
+
+def falling(at: Levels, order: int) -> Tensor:
+    """The steps before which there are as many levels as an order reads, all of which fall: not where theirs divides by 0."""
+    falls = (at.sigmas[1:] < at.sigma) & (at.sigmas[1:] >= 0)
+    for _ in range(order - 1):
+        falls = falls & torch.cat((falls.new_zeros(1), falls[:-1]))
+    return falls
+
+
+def why_not(patch: Patch, output: Any, sample: Any) -> str:
+    """Why a step is the original's; "" where it is ours."""
+    if not isinstance(output, Tensor) or not isinstance(sample, Tensor):
+        return "a model_output or a sample that is no tensor"
+    if output.dtype not in FLOAT_DTYPES or sample.dtype not in FLOAT_DTYPES:
+        return "a model_output or a sample of an unusual dtype"
+    return unfit(patch, output, sample)
+
+
+def unlike(sample: Tensor, *kept: Any) -> str:
+    """Why a step is the original's by what earlier ones kept, or what noise it is given."""
+    if all(
+        isinstance(x, Tensor) and x.shape == sample.shape and x.device == sample.device and x.dtype in FLOAT_DTYPES
+        for x in kept
+    ):
+        return ""
+    return "a kept tensor, or noise, of another shape or device than the sample's"
+
+
+def upcast_step(rows: Rows, i: int, output: Tensor, sample: Tensor, noise: Tensor | None, returns_output: bool) -> Any:
+    """(x_prev, x_0_hat) as Euler's have them: in float32, or the output's float64, and x_prev then of the output's dtype."""
+    wide, dtype = arithmetic(output), output.dtype
+    x, x_0, _ = rows.step(i, output, sample if sample.dtype is wide else sample.to(wide), noise, not returns_output)
+    return x if dtype is wide else x.to(dtype), output if returns_output else x_0
+
+
+# ---- scale_model_input, add_noise, get_velocity ----
+
+
+def scale_model_input(self: Any, sample: Any, timestep: Any) -> Any:
+    scaled = scaled_input(self, sample, timestep)
+    self.is_scale_input_called = True
+    return scaled
+
+
+def scaled_input(self: Any, sample: Any, timestep: Any) -> Any:
+    sigmas = self.sigmas
+    scales = cached(getattr(self, MARK), "scales", (sigmas,), lambda: ((sigmas**2 + 1) ** 0.5).unbind())
+    return sample / scales[step_index(self, timestep)]
+
+
+class Noising(Tables):
+    """Rows of noising by step index, found by timestep as the schedulers find them: of two equal timesteps it is the second's.
+
+    Args:
+        row: one for each step index, and perhaps more.
+        timesteps: of the steps.
+        missing: the index for a timestep that is none of them. -1 is refused on the CPU, and a sample of NaN on a GPU.
+    """
+
+    def __init__(self, row: NoisingRow, timesteps: Tensor, missing: int = -1):
+        self.row, self.missing = row, missing
+        self.timesteps = torch.arange(len(row.a))  # an index is what a row is found by
+        places: dict[float, list[int]] = {}
+        for n, t in enumerate(timesteps.tolist()):
+            places.setdefault(t, []).append(n)
+        dtype = timesteps.dtype if timesteps.is_floating_point() else torch.float64  # a whole one may be asked for as a float
+        self.values = torch.tensor(sorted(places), dtype=dtype)
+        self.places = torch.tensor([places[t][:2][-1] for t in sorted(places)])
+        super().__init__(*row, self.values, self.places)
+
+    def index(self, t: Tensor) -> Tensor:
+        """Of each timestep, without a look at it."""
+        values, places = (self.table(make, t.device, make(self).dtype) for make in (_values, _places))
+        t = t.to(values.dtype)
+        at = torch.searchsorted(values, t).clamp(max=len(values) - 1)
+        return torch.where(values[at] == t, places[at], self.missing)
+
+    def noised(self, x: Tensor, noise: Tensor, index: Tensor) -> Tensor:
+        return autograd.noising(x, noise, index, self.table(_packed, x.device, arithmetic(x)))
+
+
+def _values(owner: Noising) -> Tensor:
+    return owner.values
+
+
+def _places(owner: Noising) -> Tensor:
+    return owner.places
+
+
+def _packed(owner: Noising) -> Tensor:
+    return pack(owner.row)
+
+
+def add_noise(self: Any, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    why = "flow sigmas" if getattr(self.config, "use_flow_sigmas", False) else ""
+    if not why:
+        seen = (self.sigmas, self.timesteps)
+        made = cached(getattr(self, MARK), "add_noise", seen, lambda: _noising_of(*seen, hasattr(self, "lambda_t")))
+        first = self._begin_index if self._step_index is None else self._step_index
+        index = None if self._begin_index is None else first
+        done = _noised(getattr(self, MARK), made, original_samples, noise, timesteps, index)
+        if isinstance(done, Tensor):
+            return done
+        why = done
+    return original(self, add_noise, why)(original_samples, noise, timesteps)
+
+
+def _noising_of(sigmas: Tensor, timesteps: Tensor, preserving: bool) -> Noising:
+    """Of all sigmas, the last step's end too. A schedule that preserves the variance takes the last step for an unknown one."""
+    s = sigmas.detach().double().cpu()
+    a = (1 + s**2).rsqrt() if preserving else torch.ones_like(s)
+    return Noising(NoisingRow(a, s * a), timesteps, len(timesteps) - 1 if preserving else -1)
+
+
+def get_velocity(self: Any, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    why = "timesteps that are no floating tensor"
+    if isinstance(timesteps, Tensor) and timesteps.is_floating_point():
+        seen = (self.alphas_cumprod, self.timesteps)
+        made = cached(getattr(self, MARK), "get_velocity", seen, lambda: _velocity_of(*seen))
+        done = _noised(getattr(self, MARK), made, sample, noise, timesteps, None)
+        if isinstance(done, Tensor):
+            return done
+        why = done
+    return original(self, get_velocity, why)(sample, noise, timesteps)
+
+
+def _velocity_of(abar: Tensor, timesteps: Tensor) -> Noising:
+    """Theirs takes abar of the step's index for that of its timestep; so it is here."""
+    abar = abar.detach().double().cpu()
+    return Noising(NoisingRow(-(1 - abar).sqrt(), abar.sqrt()), timesteps)
+
+
+def _noised(patch: Patch, made: Noising, x: Tensor, noise: Tensor, timesteps: Any, index: int | None) -> Tensor | str:
+    """a x + s z of one step index for all, or of the timesteps'; or why not."""
+    if not isinstance(timesteps, Tensor) or not isinstance(noise, Tensor) or timesteps.dim() != 1:
+        return "an argument that is no tensor, or timesteps that are no list"
+    try:
+        check_data("x", x)
+        if noise.dtype is not x.dtype or len(timesteps) not in (1, len(x)):
+            return "noise of another dtype than the sample's, or a number of timesteps that is not theirs"
+        if patch.strict and x.dtype in HALF:
+            return "strict, in half precision"
+        at = made.index(timesteps.to(x.device)) if index is None else made.index_on(x.device, index)
+        check_index("timesteps", at, x)
+        check_noise(noise, "x", x)
+        return made.noised(x, noise, at)
+    except (IndexError, TypeError, ValueError) as refused:  # a timestep that is none, noise that is broadcast, ..
+        return str(refused)
+
+
+ONE_PASS = "one pass, its coefficients rounded once, also in half precision; no read of a timestep"
+ADD_NOISE, GET_VELOCITY = Method(add_noise, ONE_PASS), Method(get_velocity, ONE_PASS)
+SCALE_MODEL_INPUT = Method(scale_model_input, "one division, by a number made once")
