@@ -7,7 +7,7 @@ import diffusers
 
 from ...checks import check_one_of
 from ..patch import NOISES, Patch, Peer
-from . import ddim, ddpm, noising
+from . import ddim, ddpm, dpm_solver, euler, euler_ancestral, heun, noising, sigmas, uni_pc
 
 
 class Kernels:
@@ -54,3 +54,29 @@ class DDPMScheduler(Kernels, diffusers.DDPMScheduler):
 class DDIMScheduler(Kernels, diffusers.DDIMScheduler):
     peer = ddim.PEER
     step, add_noise, get_velocity = ddim.step, noising.add_noise, noising.get_velocity
+
+
+class EulerDiscreteScheduler(Kernels, diffusers.EulerDiscreteScheduler):
+    peer = euler.PEER
+    step, add_noise, get_velocity = euler.step, sigmas.add_noise, sigmas.get_velocity
+    scale_model_input = sigmas.scale_model_input
+
+
+class EulerAncestralDiscreteScheduler(Kernels, diffusers.EulerAncestralDiscreteScheduler):
+    peer = euler_ancestral.PEER
+    step, add_noise, scale_model_input = euler_ancestral.step, sigmas.add_noise, sigmas.scale_model_input
+
+
+class HeunDiscreteScheduler(Kernels, diffusers.HeunDiscreteScheduler):
+    peer = heun.PEER
+    step, add_noise, scale_model_input = heun.step, sigmas.add_noise, heun.scale_model_input
+
+
+class DPMSolverMultistepScheduler(Kernels, diffusers.DPMSolverMultistepScheduler):
+    peer = dpm_solver.PEER
+    step, add_noise = dpm_solver.step, sigmas.add_noise
+
+
+class UniPCMultistepScheduler(Kernels, diffusers.UniPCMultistepScheduler):
+    peer = uni_pc.PEER
+    step, add_noise = uni_pc.step, sigmas.add_noise
