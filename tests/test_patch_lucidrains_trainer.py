@@ -76,6 +76,7 @@ def test_a_patched_trainer_trains_as_the_original(folders, capsys):
     (wanted, state), (came, its_state) = trained(plain), trained(patched)
     assert len(came) == 40 and torch.equal(state, its_state)
     torch.testing.assert_close(came, wanted, rtol=0, atol=1e-6)
+    assert patched.model.training and not patched.ema.ema_model.training  # it samples from the average
     assert not any(part.fell_back for part in (handle, *handle.parts))
     shown = capsys.readouterr().err
     assert shown.count(f"loss: {wanted[-2:].sum() / 2:.4f}") >= 2 and shown.count("20/20") >= 2
