@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# lucidrains' code and what it imports, but for torchvision, which would bring a torch of its own: the tests do without
+PEERS := denoising-diffusion-pytorch accelerate einops ema-pytorch psutil
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard kernels/cpu/*)
 
 .PHONY: demo test test-slow test-peers bench rehearse lint clean
@@ -12,6 +14,7 @@ $(VENV)/ready: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt "setuptools>=77" wheel ninja numpy torch
 	FASTDDPM_FORCE_CPP=1 $(BIN)/pip install -q -c constraints.txt --no-build-isolation -e ".[test]"
+	$(BIN)/pip install -q -c constraints.txt --no-deps $(PEERS)
 	touch $@
 
 demo: $(VENV)/ready

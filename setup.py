@@ -7,7 +7,7 @@ why. FASTDDPM_FORCE_CPP=1 makes that an error; FASTDDPM_SKIP_CPP=1 does not try.
 import os
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 SOURCES = [f"kernels/cpu/{name}.cpp" for name in ("library", "avx512", "avx2", "portable")]
@@ -42,7 +42,7 @@ class BuildOrExplain(BuildExtension):
 
 
 setup(
-    packages=["fastddpm", "fastddpm.reference", "fastddpm.samplers", "fastddpm.train", "fastddpm.kernels"],
+    packages=[*find_packages(include=["fastddpm", "fastddpm.*"]), "fastddpm.kernels"],
     package_dir={"fastddpm.kernels": "kernels/triton"},  # never a top-level `kernels`: Hugging Face owns that name
     package_data={"fastddpm": ["py.typed"]},
     ext_modules=[

@@ -97,6 +97,18 @@ def test_a_loss_and_its_gradient_are_the_original_s(objective, schedule):
         assert not fell_back(diffusions[1])
 
 
+@pytest.mark.skipif(
+    not hasattr(theirs.GaussianDiffusion, "random_times"), reason="a version without times= and loss_reduction="
+)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_loss_of_each_image_at_given_times(objective):
+    diffusions = pair(objective=objective, min_snr_loss_weight=True)
+    wanted, came = both(diffusions, lambda one: trained(one, times=T, loss_reduction="none"))
+    assert came[0].shape == (len(T),) and not fell_back(diffusions[1])
+    agree(wanted, came)
+    agree(*both(diffusions, lambda one: one.p_losses(data(), T, None, None, "none").detach()))
+
+
 @pytest.mark.parametrize("self_condition", [False, True], ids=["", "self-conditioned"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("objective", OBJECTIVES)
