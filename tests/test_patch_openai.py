@@ -14,6 +14,7 @@ import torch
 
 import fastddpm
 from fastddpm import randn
+from fastddpm.integrations.draws import drawn_key, skip_randn_like
 
 NAMES = ("twin", "guided_diffusion", "improved_diffusion")
 TYPES = list(itertools.product(peers.MEANS, peers.VARIANCES))
@@ -117,7 +118,7 @@ def test_keys_in_place_of_noise(peer):
         plain, patched, handle = peer.pair(mean, variance, loss, noise="philox")
         model, x = peers.network(variance), peers.images()
         torch.manual_seed(5)
-        key = fastddpm.integrations.draws.drawn_key(len(x), x.device)
+        key = drawn_key(len(x), x.device)
         torch.manual_seed(5)
         got = patched.training_losses(model, x, peers.BATCH)["loss"]
         with fastddpm.patch(plain, force=peer.twin):
@@ -174,6 +175,20 @@ def test_twenty_steps_draw_what_theirs_draw(peer):
     (wanted, state), (got, other) = after
     assert torch.equal(state, other)
     peers.close(got, wanted, 1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1,), (15,), (16,), (1, 3, 8, 8), (2, 3, 5, 5), (7, 11), (0, 4)], ids=str)
+def test_noise_that_is_passed_over(shape):
+    """The generator's state, and what it draws next: also after one normal of a pair."""
+    layouts = (torch.empty(shape), torch.empty(shape, dtype=torch.float64), torch.empty(shape, dtype=torch.bfloat16))
+    for x in (*layouts, *([layouts[0].to(memory_format=torch.channels_last)] if len(shape) == 4 else [])):
+        after = []
+        for draw in (torch.randn_like, skip_randn_like):
+            torch.manual_seed(0)
+            torch.randn(3)
+            draw(x)
+            after.append((torch.get_rng_state(), torch.randn(3), torch.randn(40)))
+        assert all(map(torch.equal, *after))
 
 
 def test_gradients_through_a_step(peer):
