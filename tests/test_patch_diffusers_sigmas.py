@@ -481,6 +481,19 @@ def test_an_odd_noising_ends_as_the_original_s(case, name):
             assert came is wanted
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_of_equal_timesteps_the_second_is_noised_for_and_unknown_ones_as_there(name):
+    plain, patched = pair(name)
+    for each in (plain, patched):
+        each.timesteps = each.timesteps.clone()
+        each.timesteps[2:4] = each.timesteps[1]
+    agree(plain.add_noise(X, Z, plain.timesteps[:3]), patched.add_noise(X, Z, plain.timesteps[:3]), 1e-6)
+    if name in (SOLVER, UNIPC):  # they take the last step for it
+        unknown = torch.tensor([3, 5, 7])
+        agree(plain.add_noise(X, Z, unknown), patched.add_noise(X, Z, unknown), 1e-6)
+    assert not patched._fastddpm.fell_back
+
+
 class Reads(TorchDispatchMode):
     """The ops that wait for a device."""
 
@@ -527,8 +540,9 @@ def assigned(each):
 
 
 def written(each):
+    kept = each.sigmas
     each.set_timesteps(6)
-    each.sigmas.mul_(0.9)
+    each.sigmas = kept.mul_(0.9)
 
 
 def registered(each):
@@ -554,6 +568,15 @@ def test_a_change_is_noticed(name, change):
         agree_in_all(plain, patched, wanted, came)
     agree(plain.add_noise(X, Z, plain.timesteps[:3]), patched.add_noise(X, Z, patched.timesteps[:3]))
     assert not patched._fastddpm.fell_back
+
+
+def test_a_change_between_the_stages_of_heun_is_noticed():
+    plain, patched = pair(HEUN)
+    for n, (_, wanted, came) in enumerate(walked(plain, patched)):
+        agree_in_all(plain, patched, wanted, came)
+        for each in (plain, patched) if n in (0, 3) else ():
+            each.sigmas = each.sigmas * 0.9
+    assert patched._fastddpm.fell_back.total() == 1  # the second stage after the first of those changes
 
 
 # ---- what diffusers' own tests hold (tests/schedulers, their tolerances) ----
