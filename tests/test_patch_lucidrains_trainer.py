@@ -37,7 +37,7 @@ def trainer(folder, model=None, **options):
     for i in range(100):
         (folder / f"{i}.png").touch()
     options = {"train_num_steps": 20, "save_and_sample_every": 10, "num_samples": 4, "ema_update_every": 2, **options}
-    options |= {"train_batch_size": 8, "gradient_accumulate_every": 2, "calculate_fid": False}
+    options |= {"train_batch_size": 8, "gradient_accumulate_every": 2, "calculate_fid": False, "max_grad_norm": 0.01}
     return theirs.Trainer(model or diffusion(), str(folder), results_folder=str(folder / "results"), **options)
 
 
