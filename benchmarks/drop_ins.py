@@ -4,7 +4,11 @@ Fills the tables of docs/integrations.md. FOLDER holds checkouts of what is on n
 and `improved` (improved-diffusion); rows of what is not found are left out. The network is a tensor that was computed before.
 """
 
+import sys
 from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -157,8 +161,70 @@ def diffusers_cases() -> dict[str, Case]:
     }
 
 
+# ---- OpenAI's ----
+
+HYBRID_SHAPES = ((1, 3, 8, 8), (128, 3, 32, 32))
+
+
+@cache
+def with_variances(output: Tensor) -> Tensor:
+    return torch.cat((output, output.tanh()), 1).requires_grad_()
+
+
+def openai_cases(folder: Path) -> dict[str, Case]:
+    """guided-diffusion's, of the usual thousand steps and a learned range; none where there is no checkout."""
+    if not (folder / "guided").exists():
+        return {}
+    sys.path.append(str(folder / "guided"))
+    gaussian, respace, fp16 = (
+        import_module(f"guided_diffusion.{name}") for name in ("gaussian_diffusion", "respace", "fp16_util")
+    )
+
+    def diffusion(spacing: str = "1000") -> Any:
+        return respace.SpacedDiffusion(
+            respace.space_timesteps(1000, spacing),
+            betas=gaussian.get_named_beta_schedule("linear", 1000),
+            model_mean_type=gaussian.ModelMeanType.EPSILON,
+            model_var_type=gaussian.ModelVarType.LEARNED_RANGE,
+            loss_type=gaussian.LossType.RESCALED_MSE,
+        )
+
+    def model(output: Tensor) -> Callable[..., Tensor]:
+        return lambda *given: with_variances(output)
+
+    def loss(each: Any, x: Tensor, output: Tensor) -> None:
+        with_variances(output).grad = None
+        each.training_losses(model(output), x, torch.arange(len(x)))["loss"].mean().backward()
+
+    def step(name: str) -> Callable[..., Any]:
+        def call(each: Any, x: Tensor, output: Tensor) -> Any:
+            with torch.no_grad():
+                return getattr(each, name)(model(output), x, torch.arange(len(x)))
+
+        return call
+
+    def bits(each: Any, x: Tensor, output: Tensor) -> Any:
+        return each.calc_bpd_loop(model(output), x)
+
+    module = torch.nn.Sequential(*(torch.nn.Conv2d(64, 64, 3) for _ in range(60)))
+    for p in module.parameters():
+        p.grad = torch.randn_like(p)
+    size = (sum(p.numel() for p in module.parameters()),)
+    steps = {
+        f"SpacedDiffusion.{name}": Case(diffusion, step(name), True, HYBRID_SHAPES) for name in ("p_sample", "ddim_sample")
+    }
+    return {
+        "SpacedDiffusion.training_losses, hybrid": Case(diffusion, loss, True, HYBRID_SHAPES),
+        **steps,
+        "SpacedDiffusion.calc_bpd_loop, 20 steps": Case(lambda: diffusion("20"), bits, True, HYBRID_SHAPES),
+        "MixedPrecisionTrainer._compute_norms": Case(
+            lambda: fp16.MixedPrecisionTrainer(model=module), lambda each, x, output: each._compute_norms(), shapes=(size,)
+        ),
+    }
+
+
 def main() -> None:
-    cases = diffusers_cases()
+    cases = {**diffusers_cases(), **(openai_cases(Path(sys.argv[1])) if len(sys.argv) > 1 else {})}
     document = ROOT / "docs" / "integrations.md"
     inside = {"speeds": speeds, "counts": counts}
     document.write_text(between(document.read_text(), "drop-ins", lambda name: inside[name](cases)))

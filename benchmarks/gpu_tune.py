@@ -24,11 +24,11 @@ def cut(per_thread: int, warps: int) -> Iterator[None]:
     """Every size with so many elements a thread, and so many warps where a sample fills them."""
     sizes = {"_PER_THREAD": ((0, per_thread),), "_PER_THREAD_ANY_BATCH": ((0, per_thread),), "_WARPS": (warps, *tile._WARPS)}
     with patch.multiple(tile, **sizes):
-        tile.plan.cache_clear()
+        tile.cut.cache_clear()
         try:
             yield
         finally:
-            tile.plan.cache_clear()
+            tile.cut.cache_clear()
 
 
 def measure(record: Record, elements: int, name: str, device: str) -> None:

@@ -25,7 +25,8 @@ schedule = NoiseSchedule.linear(1000)  # was: scheduler = DDPMScheduler(num_trai
 for step in range(steps):
     x_0 = data[torch.randint(len(data), (batch_size,))]
 
-    key = noise_key(seed, step, batch_size)  # was: noise = torch.randn_like(x_0)
+    # was: noise = torch.randn_like(x_0); on several ranks first_sample=rank * batch_size, or all draw the same noise and t
+    key = noise_key(seed, step, batch_size, first_sample=0)
     t = timesteps(key, 1000)  # was: t = torch.randint(1000, (batch_size,))
     x_t = q_sample(x_0, t, schedule, key)  # was: x_t = scheduler.add_noise(x_0, noise, t)
     loss = mse_loss(model(x_t, t).sample, t, schedule, key)  # was: F.mse_loss(model(x_t, t).sample, noise)

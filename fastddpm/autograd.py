@@ -25,6 +25,7 @@ NEVER = (0, 0)
 
 _transforming = torch._C._are_functorch_transforms_active
 _is_batched = torch._C._functorch.is_legacy_batchedtensor
+_unwrap = torch._C._functorch.unwrap_if_dead
 
 
 class Loss(torch.autograd.Function):
@@ -66,6 +67,11 @@ class Loss(torch.autograd.Function):
             inputs[1 + NOISE[ctx.name]] = _as_it_was(*ctx.key)
         make = getattr(reference if again else ops, f"{ctx.name}_backward")
         return make(*inputs, *ctx.constants, first, *rest), None, None, None
+
+
+_apply = super(torch.autograd.Function, Loss).apply
+"""`Loss.apply` without what it does for torch.func: no transform is active where it is called, and what a finished one has left
+is unwrapped before."""
 
 
 class Noising(torch.autograd.Function):
@@ -144,10 +150,11 @@ def _losses(name: str, model_output: Tensor, others: tuple) -> tuple[Tensor, ...
         return getattr(reference, name)(model_output, *others, False)[:-1]
     if not _wanted(model_output):
         return getattr(ops, name)(model_output, *others, False)[:-1]
+    if torch.compiler.is_compiling():
+        return Loss.apply(model_output, name, False, others)
     rows = others[TENSORS - 1]
     early = model_output.dtype is rows.dtype or (model_output.dtype is torch.bfloat16 and not model_output.is_cpu)
-    with_grad = early and not torch.compiler.is_compiling()
-    return Loss.apply(model_output, name, with_grad, others)
+    return _apply(_unwrap(model_output), name, early, others)
 
 
 def noising(x: Tensor, noise: Tensor | None, t: Tensor, rows: Tensor) -> Tensor:

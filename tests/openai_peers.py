@@ -1,5 +1,5 @@
-"""OpenAI's diffusions for tests: the two repositories' where FASTDDPM_PEERS names a folder that has their checkouts (`guided` and
-`improved`), and a stand-in for both everywhere."""
+"""OpenAI's diffusions for tests: the two repositories', where FASTDDPM_PEERS names a folder that has their checkouts (`guided`
+and `improved`), and a stand-in for both everywhere."""
 
 import os
 import sys
@@ -89,5 +89,6 @@ def noise_like(x):
 def close(got, wanted, tolerance):
     """Of the same dtypes and shapes, relative to the largest value, at least 1."""
     assert got.dtype is wanted.dtype and got.shape == wanted.shape
-    error, size = (got.double() - wanted.double()).abs().max(), wanted.double().abs().max().clamp(min=1)
+    got, wanted = got.detach().double(), wanted.detach().double()
+    error, size = (got - wanted).abs().max(), wanted.abs().max().clamp(min=1)
     assert float(error / size) <= tolerance, f"{float(error / size):.2e}, {tolerance} allowed"

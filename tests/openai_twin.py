@@ -1,5 +1,5 @@
-"""A stand-in for OpenAI's guided-diffusion and improved-diffusion, which are on no index: their classes' names, arguments, dtypes
-and draws, from the papers' formulas. The classes say that they are theirs, so that `patch` takes them, with force=True."""
+"""A stand-in for OpenAI's guided-diffusion and improved-diffusion, which are on no index: their classes' names, arguments,
+dtypes and draws, from the papers' formulas. The classes say that they are theirs: `patch` takes them, with force=True."""
 
 import enum
 from types import SimpleNamespace
@@ -198,7 +198,7 @@ class Wrapped:
         self.diffusion, self.model = diffusion, model
 
     def __call__(self, x, t, **kwargs):
-        t = torch.tensor(self.diffusion.timestep_map)[t]
+        t = torch.tensor(self.diffusion.timestep_map, dtype=t.dtype)[t]
         scale = 1000.0 / self.diffusion.original_num_steps
         return self.model(x, t.float() * scale if self.diffusion.rescale_timesteps else t, **kwargs)
 
@@ -217,8 +217,9 @@ class MixedPrecisionTrainer:
         self.master_params = [*model.parameters()]
 
     def _compute_norms(self, grad_scale=1.0):
-        norm = [sum(x.float().norm().item() ** 2 for x in xs) ** 0.5 for xs in zip(*((p.grad, p) for p in self.master_params))]
-        return norm[0] / grad_scale, norm[1]
+        pairs = [(p.grad.norm().item() ** 2, p.norm().item() ** 2) for p in self.master_params]
+        of_grads, of_params = (np.sqrt(sum(squares)) for squares in zip(*pairs, strict=True))
+        return of_grads / grad_scale, of_params
 
     def optimize(self, opt):
         for name, norm in zip(("grad_norm", "param_norm"), self._compute_norms(), strict=True):
@@ -281,7 +282,7 @@ class ImprovedLoop(Loop):
         self.average(self.master_params)
 
     def _log_grad_norm(self):
-        logger.logkv_mean("grad_norm", sum((p.grad**2).sum().item() for p in self.master_params) ** 0.5)
+        logger.logkv_mean("grad_norm", np.sqrt(sum((p.grad**2).sum().item() for p in self.master_params)))
 
     def _anneal_lr(self):
         pass

@@ -59,7 +59,7 @@ def test_gradcheck_both_ways_to_a_loss_gradient(with_grad, layout):
 def test_where_a_gradient_is_made_with_its_loss(monkeypatch, device, dtype, early):
     """By dtype, on a CPU and elsewhere, for which the device without memory stands."""
     asked = []
-    monkeypatch.setattr(autograd.Loss, "apply", lambda out, name, with_grad, others: asked.append(with_grad) or (out,))
+    monkeypatch.setattr(autograd, "_apply", lambda out, name, with_grad, others: asked.append(with_grad) or (out,))
     out, t, rows = torch.empty(2, 3, device=device, dtype=dtype, requires_grad=True), spread(2), torch.empty(9, 4)
     autograd.mse_loss(out, None, None, None, t, rows, 0)
     assert asked == [early]

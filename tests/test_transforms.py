@@ -196,3 +196,10 @@ def test_a_transform_changes_no_bits_of_a_noising():
     x = values(*SHAPE)
     got = vmap(lambda x, t, key: q_sample(x[None], t[None], SCHEDULE, key[None])[0])(x, T, KEY)
     assert same_bits(got, q_sample(x, T, SCHEDULE, KEY))
+
+
+def test_a_loss_of_a_tensor_that_outlived_its_transform_has_a_gradient():
+    weight, outlived = values(*SHAPE, seed=3).requires_grad_(), []
+    grad(lambda x: outlived.append(weight * x) or x.sum())(x_0())
+    got, expected = (torch.autograd.grad(mse_loss(x, T, SCHEDULE, KEY), weight)[0] for x in (outlived[0], weight * x_0()))
+    assert same_bits(got, expected)

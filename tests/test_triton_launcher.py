@@ -12,14 +12,14 @@ pytest.importorskip("triton")
 
 import every_op
 import triton
-from fastddpm.kernels import launcher, noising, reduce, tile
+from fastddpm.kernels import launcher, noising, reduce, reverse_step, tile
 from fastddpm.kernels.noising import noising_kernel
 from helpers import on_triton, spread
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from fastddpm import advance, noise_key, timesteps
+from fastddpm import NoiseSchedule, advance, noise_key, samplers, timesteps
 
 MODULES = [module for name, module in sys.modules.items() if name.startswith("fastddpm.kernels.")]
 KERNELS = {kernel for module in MODULES for name, kernel in vars(module).items() if name.endswith("_kernel")}
@@ -75,20 +75,20 @@ def ways(monkeypatch):
 
 
 def same(ours, its):
-    """The same tensors, and equal numbers of the same types."""
-    pairs = zip(ours, its, strict=True)
-    return all(a is b or (type(a) is type(b) is not torch.Tensor and a == b) for a, b in pairs)
+    """Equal numbers of the same types, tensors' addresses among them."""
+    its = [x.data_ptr() if isinstance(x, torch.Tensor) else x for x in its]
+    return all(a is b or (type(a) is type(b) and a == b) for a, b in zip(ours, its, strict=True))
 
 
 def test_every_launch_sends_what_triton_s_own_way_sends(driver, ways, monkeypatch):
     short_cut, seen = launcher._short_cut, set()
 
-    def both(device, kernel, grid, arguments, constants):
-        kernel[grid](*arguments, **constants, **launcher.FLAGS)
+    def both(device, kernel, programs, num_warps, arguments, constants):
+        kernel[(programs,)](*arguments, *constants, num_warps=num_warps, **launcher.FLAGS)
         its = Compiled.launched[-1]
-        short_cut(device, kernel, grid, arguments, constants)
+        short_cut(device, kernel, programs, num_warps, arguments, constants)
         went = len(ways)
-        short_cut(device, kernel, grid, arguments, constants)
+        short_cut(device, kernel, programs, num_warps, arguments, constants)
         assert len(ways) == went and same(Compiled.launched[-1], its)
         seen.add(kernel)
 
@@ -123,8 +123,13 @@ SENT = {
 }
 
 
+def sent(**changes):
+    *values, num_warps = (SENT | changes).values()
+    return noising_kernel, 8, num_warps, tuple(values[:-3]), tuple(values[-3:])
+
+
 def send(**changes):
-    launcher.launch(X, noising_kernel, (8,), **SENT | changes)
+    launcher.launch(X, *sent(**changes))
     return Compiled.launched[-1][0]
 
 
@@ -159,16 +164,47 @@ def test_what_triton_specialises_on_has_a_kernel_of_its_own(change, driver, ways
     "change", [{"t_ptr": T[1:]}, {"rows_ptr": ROWS[1:]}, {"num_rows": 1}, {"num_rows": 16}, {"elements": 32}]
 )
 def test_what_triton_does_not_specialise_on_shares_a_kernel(change, driver, ways):
-    assert send(**change) is send() and len(ways) == 1
+    assert send(**change) is send() and len(Compiled.made) == 1
+    went = len(ways)
+    send(**change)
+    assert len(ways) == went
+
+
+NUMBERS = [s * n + m for n in (0, 16, 1 << 31, 1 << 32, 1 << 62, 1 << 63) for m in (-1, 0, 1) for s in (-1, 1)]
+
+
+@pytest.mark.parametrize("name", ["elements", "num_rows"])
+def test_a_number_has_the_kernel_that_triton_gives_it(name, driver):
+    for n in 2 * [n for n in NUMBERS if -(1 << 63) <= n < 1 << 64]:
+        assert send(**{name: n}) is noising_kernel[(8,)](**SENT | {name: n}, **launcher.FLAGS)
+
+
+def test_on_amd_a_storage_of_2_gib_has_a_kernel_of_its_own(driver, monkeypatch):
+    monkeypatch.setattr(launcher, "_AMD", True)
+    monkeypatch.setattr(driver, "get_current_target", lambda: GPUTarget("hip", "gfx942", 64))
+    first = send()
+    for n in (1 << 31, (1 << 31) - 4):
+        large = torch.empty(n, dtype=torch.uint8).view(torch.float32)[: X.numel()]
+        assert (send(x_ptr=large) is first) == (n < 1 << 31)
+    assert len(Compiled.made) == 2
+
+
+def test_numbers_that_change_with_the_steps_are_no_part_of_the_key(driver, ways):
+    """A table of kernels that grew with them would never be found in again."""
+    shares = torch.zeros(8)
+    with on_triton():
+        for n in range(5):
+            noise_key(17 + 2 * n, 1 + n, batch_size=2)
+            reduce.finish_hybrid(shares, shares, 4, reduce.MEAN, 0.1 * n)
+    assert len(ways) == len(Compiled.made) == 2
 
 
 def test_a_device_has_kernels_of_its_own(driver):
-    arguments = noising_kernel, (8,), (), SENT
     for driver.device in (0, 1, 0, 1):
-        launcher._short_cut(driver.device, *arguments)
-    first, second, *again = (sent[0] for sent in Compiled.launched)
+        launcher._short_cut(driver.device, *sent())
+    first, second, *again = (launch[0] for launch in Compiled.launched)
     assert first is not second and again == [first, second]
-    assert [sent[4] for sent in Compiled.launched] == [7, 8, 7, 8]
+    assert [launch[4] for launch in Compiled.launched] == [7, 8, 7, 8]
 
 
 def test_a_launch_is_made_on_its_tensor_s_gpu(driver, monkeypatch):
@@ -183,7 +219,7 @@ def test_a_launch_is_made_on_its_tensor_s_gpu(driver, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "get_device", lambda x: 1)
     driver.device = 0
     assert send() is send() and driver.device == 0
-    assert [sent[4] for sent in Compiled.launched] == [8, 8]
+    assert [launch[4] for launch in Compiled.launched] == [8, 8]
 
 
 @pytest.mark.parametrize("knob, value", [("runtime.debug", True), ("compilation.instrumentation_mode", "x")])
@@ -223,12 +259,21 @@ def test_kernels_that_triton_forgot_are_made_again(driver):
     assert send() is not first
 
 
+def test_what_nobody_wants_is_no_inference_tensor_and_no_two_are_one(driver):
+    tile.unwanted.cache_clear()
+    rows = samplers.ddpm(NoiseSchedule.linear(1000)).on(X.device, X.dtype)
+    for context in (torch.inference_mode, torch.no_grad):
+        with context():
+            _, x_0, kept = reverse_step(X, X, KEY, T[:2], rows, False)
+        assert x_0.shape == kept.shape == (0,) and x_0 is not kept and not x_0.is_inference()
+
+
 def test_other_tables_of_the_cut_reach_the_launch(driver, monkeypatch):
     """What benchmarks/gpu_tune.py does."""
     noising(X, KEY, T[:2], ROWS)
     monkeypatch.setattr(tile, "_PER_THREAD", ((0, 16),))
-    tile.plan.cache_clear()
+    tile.cut.cache_clear()
     noising(X, KEY, T[:2], ROWS)
-    tile.plan.cache_clear()
+    tile.cut.cache_clear()
     (*_, block), (*_, other) = Compiled.launched
     assert other == 2 * block

@@ -9,6 +9,7 @@ import hashlib
 import inspect
 import textwrap
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any
 
 from .known_sources import KNOWN
@@ -21,6 +22,7 @@ def is_known(peers: Iterable[str], name: str, method: Callable[..., Any] | None)
     return method is not None and any(digest(method) in KNOWN.get(f"{peer}.{name}", ()) for peer in peers)
 
 
+@cache
 def digest(method: Callable[..., Any]) -> str:
     """Of a function's statements and the names of its arguments; "" where there is no source."""
     try:

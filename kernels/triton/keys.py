@@ -16,7 +16,7 @@ import triton.language as tl
 from ..reference.keys import STEP_MASK, TIMESTEP_STREAM
 from .launcher import launch
 from .philox import words
-from .tile import elements_of, memory_format, plan, tile, tile_normals, write
+from .tile import tile, tile_normals, tiles_of, write
 
 _STEP_MASK = tl.constexpr(STEP_MASK)
 _TIMESTEP_STREAM = tl.constexpr(TIMESTEP_STREAM << 28)
@@ -88,18 +88,14 @@ def _in_place(kernel, key: Tensor, *arguments) -> None:
 
 def _over_samples(kernel, batch: int, first: Tensor, *arguments) -> None:
     if batch:
-        grid = (triton.cdiv(batch, _BLOCK),)
-        launch(first, kernel, grid, first, *arguments, batch, BLOCK=_BLOCK, num_warps=_BLOCK // 32)
+        launch(first, kernel, triton.cdiv(batch, _BLOCK), _BLOCK // 32, (first, *arguments, batch), (_BLOCK,))
 
 
 def randn_(out: Tensor, key: Tensor) -> None:
     if out.numel() == 0:
         return
-    layout = memory_format(out)
-    channels = 0 if layout is torch.contiguous_format else out.shape[1]
+    layout, channels, elements, (programs, block, num_warps) = tiles_of(out, key)
     target = out if out.is_contiguous(memory_format=layout) else torch.empty_like(out, memory_format=layout)
-    grid, block, warps = plan(out.shape[0], elements_of(out), channels)
-    arguments = (target, key.contiguous(), elements_of(out))
-    launch(out, randn_kernel, grid, *arguments, CHANNELS=channels, BLOCK=block, num_warps=warps)
+    launch(out, randn_kernel, programs, num_warps, (target, key.contiguous(), elements), (channels, block))
     if target is not out:
         out.copy_(target)

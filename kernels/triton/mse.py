@@ -23,7 +23,6 @@ from .tile import (
     VIEWS,
     column,
     like,
-    memory_format,
     per_sample,
     read,
     result,
@@ -81,9 +80,9 @@ def scale_kernel(grad_ptr, upstream_ptr, elements, UPSTREAM_STRIDE: tl.constexpr
 @served
 def mse_loss(model_output, noise, x_0, x_t, t, rows, reduction, with_grad) -> tuple[Tensor, Tensor]:
     tiles = tiles_of(model_output, noise, any_batch=True)
-    shares, grad = rows.new_empty(tiles.programs), result(model_output, tiles.layout, with_grad)
+    shares, grad = rows.new_empty(tiles.plan.programs), result(model_output, tiles.layout, with_grad)
     data, others = (model_output, noise, x_0, x_t), (None, count_of(model_output, reduction))
-    tiles.launch(mse_kernel, (shares, grad), data, t, rows, *others, UPSTREAM_STRIDE=0)
+    tiles.launch(mse_kernel, (shares, grad), data, t, rows, others, (0,))
     return finish(shares, model_output.shape[0], reduction), like(grad, model_output, tiles.layout)
 
 
@@ -93,15 +92,14 @@ def mse_loss_backward(model_output, noise, x_0, x_t, t, rows, reduction, grad_lo
     grad = result(model_output, tiles.layout)
     upstream, stride = per_sample(grad_loss)
     data, others = (model_output, noise, x_0, x_t), (upstream, count_of(model_output, reduction))
-    tiles.launch(mse_kernel, (None, grad), data, t, rows, *others, UPSTREAM_STRIDE=stride)
+    tiles.launch(mse_kernel, (None, grad), data, t, rows, others, (stride,))
     return like(grad, model_output, tiles.layout)
 
 
 def scale_grad_(grad: Tensor, grad_loss: Tensor) -> None:
-    layout = memory_format(grad)
-    if grad.dtype is torch.float64 or not grad.numel() or not grad.is_contiguous(memory_format=layout):
+    tiles = tiles_of(grad) if grad.dtype is not torch.float64 and grad.numel() else None
+    if tiles is None or not grad.is_contiguous(memory_format=tiles.layout):
         return reference.scale_grad_(grad, grad_loss)
-    tiles = tiles_of(grad)
     upstream, stride = per_sample(grad_loss)
-    constants = {"UPSTREAM_STRIDE": stride, "CHANNELS": 0, "BLOCK": tiles.plan.block, "num_warps": tiles.plan.num_warps}
-    launch(grad, scale_kernel, tiles.plan.grid, grad, upstream, tiles.elements, **constants)
+    programs, block, num_warps = tiles.plan
+    launch(grad, scale_kernel, programs, num_warps, (grad, upstream, tiles.elements), (stride, 0, block))

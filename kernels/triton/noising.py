@@ -20,7 +20,7 @@ from .tile import (
     VIEWS,
     column,
     like,
-    operand,
+    operands,
     read,
     result,
     row_of,
@@ -72,8 +72,8 @@ def noising(x: Tensor, noise: Tensor | None, t: Tensor, rows: Tensor) -> Tensor:
 
 @served
 def noising_uniform(x: Tensor, key: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    layout, channels, elements, (grid, block, num_warps) = tiles_of(x, key)
+    layout, channels, elements, (programs, block, num_warps) = tiles_of(x, key)
     out, t = result(x, layout), key.new_empty(key.shape[0])
-    arguments = (out, t, operand(x, layout), key.contiguous(), rows.contiguous(), rows.shape[0], elements)
-    launch(x, noising_uniform_kernel, grid, *arguments, CHANNELS=channels, BLOCK=block, num_warps=num_warps)
+    arguments = (out, t, *operands((x, key), layout), rows.contiguous(), rows.shape[0], elements)
+    launch(x, noising_uniform_kernel, programs, num_warps, arguments, (channels, block))
     return like(out, x, layout), t

@@ -5,6 +5,8 @@ One program adds up to _RUN of them; where a loss has more, a launch before it a
 its own. The runs depend on a loss's shares alone.
 """
 
+from functools import lru_cache
+
 from torch import Tensor
 
 import triton
@@ -63,7 +65,7 @@ def losses_of(batch: int, reduction: int) -> int:
 
 def count_of(x: Tensor, reduction: int) -> float:
     """What a sample's sum of gradients is divided by."""
-    return float(elements_of(x) * (x.shape[0] if reduction == MEAN else 1))
+    return float(x.numel() if reduction == MEAN else elements_of(x))
 
 
 def shape_of(losses: int, reduction: int) -> tuple[int, ...]:
@@ -106,6 +108,11 @@ def _runs(shares: Tensor, losses: int) -> tuple[Tensor, int]:
     return shares, count
 
 
+@lru_cache(maxsize=1024)
+def _tile(count: int) -> tuple[int, int]:
+    return next(tile for tile in _TILES if tile[0] >= min(count, _RUN))
+
+
 def _launch(kernel, programs: int, tensors: tuple[Tensor, ...], count: int, *scalars: float) -> None:
-    tile, warps = next((tile, warps) for tile, warps in _TILES if tile >= min(count, _RUN))
-    launch(tensors[0], kernel, (programs,), *tensors, count, *scalars, TILE=tile, num_warps=warps)
+    tile, warps = _tile(count)
+    launch(tensors[0], kernel, programs, warps, (*tensors, count, *scalars), (tile,))

@@ -180,11 +180,9 @@ def reverse_backward_kernel(
 
 
 def _launch(tiles, kernel, written, data, index, rows, guidance, bound, learned) -> None:
-    (guidance, guidance_stride), (bound, bound_stride) = (
-        (None, 0) if values is None else per_sample(values) for values in (guidance, bound)
-    )
-    strides = {"GUIDANCE_STRIDE": guidance_stride, "BOUND_STRIDE": bound_stride}
-    tiles.launch(kernel, written, data, index, rows, guidance, bound, LEARNED=learned, **strides)
+    guidance, guidance_stride = (None, 0) if guidance is None else per_sample(guidance)
+    bound, bound_stride = (None, 0) if bound is None else per_sample(bound)
+    tiles.launch(kernel, written, data, index, rows, (guidance, bound), (learned, guidance_stride, bound_stride))
 
 
 @served
@@ -195,12 +193,12 @@ def reverse_step(
     learned = is_learned(model_output, x_t)
     most = _PER_THREAD[learned] // (2 if learned and uncond_output is not None else 1)
     tiles = tiles_of(x_t, noise, learned=learned, most=most)
-    written = tuple(result(x_t, tiles.layout, wanted) for wanted in (True, return_x_0, return_kept))
+    layout = tiles.layout
+    x_prev, x_0, kept = result(x_t, layout), result(x_t, layout, return_x_0), result(x_t, layout, return_kept)
     earlier = (*(history or ()), None, None, None)[:3]
     data = (model_output, uncond_output, x_t, *earlier, noise)
-    _launch(tiles, reverse_kernel, written, data, index, rows, guidance, bound, learned)
-    x_prev, x_0, kept = (like(x, x_t, tiles.layout) for x in written)
-    return x_prev, x_0, kept
+    _launch(tiles, reverse_kernel, (x_prev, x_0, kept), data, index, rows, guidance, bound, learned)
+    return like(x_prev, x_t, layout), like(x_0, x_t, layout), like(kept, x_t, layout, 1)
 
 
 @served

@@ -203,12 +203,11 @@ would be compiled again for every second of them. The data keep it, for their ac
 
 
 class Plan(NamedTuple):
-    grid: tuple[int]
+    programs: int
     block: int
     num_warps: int
 
 
-@lru_cache(maxsize=1024)
 def plan(batch: int, elements: int, channels: int, any_batch: bool = False, most: int = 32) -> Plan:
     """How many programs of what size.
 
@@ -218,7 +217,7 @@ def plan(batch: int, elements: int, channels: int, any_batch: bool = False, most
     """
     if channels > _MAX_CHANNELS:
         block = 32 * _WARPS[0] * _WIDE_PER_THREAD
-        return Plan((batch * max(1, -(-elements // block)),), block, _WARPS[0])
+        return Plan(batch * max(1, -(-elements // block)), block, _WARPS[0])
     size, sizes = (elements, _PER_THREAD_ANY_BATCH) if any_batch else (batch * elements, _PER_THREAD)
     per_thread = next(n for at_least, n in sizes if size >= at_least)
     per_thread = min(max(per_thread, triton.next_power_of_2(channels) // 2), most)
@@ -230,7 +229,7 @@ def plan(batch: int, elements: int, channels: int, any_batch: bool = False, most
             break
         tiles = max(1, -(-elements // length))
         if least is None or tiles * block < least:
-            best, least = Plan((batch * tiles,), block, warps), tiles * block
+            best, least = Plan(batch * tiles, block, warps), tiles * block
         if least <= _PADDING * elements:
             break
     return best
@@ -244,22 +243,19 @@ class Tiles(NamedTuple):
     elements: int
     plan: Plan
 
-    @property
-    def programs(self) -> int:
-        return self.plan.grid[0]
-
-    def launch(self, kernel, written: tuple, data: tuple, t: Tensor, rows: Tensor, *others, **constants: int) -> None:
-        """A kernel's arguments are what it writes, its data, `t_ptr, rows_ptr, num_rows, elements`, and what others it has.
+    def launch(
+        self, kernel, written: tuple, data: tuple, t: Tensor, rows: Tensor, others: tuple = (), constants: tuple[int, ...] = ()
+    ) -> None:
+        """A kernel's arguments are what it writes, its data, `t_ptr, rows_ptr, num_rows, elements`, what others it has, its
+        constants, and `T_STRIDE, CHANNELS, BLOCK`.
 
         The data are brought into the tiles' layout; what is written is in it already (see `result`).
         """
-        layout, channels, elements, (grid, block, num_warps) = self
+        layout, channels, elements, (programs, block, num_warps) = self
         t, stride = per_sample(t)
-        launch(
-            rows, kernel, grid,
-            *written, *[operand(x, layout) for x in data], t, rows.contiguous(), rows.shape[0], elements, *others,
-            **constants, T_STRIDE=stride, CHANNELS=channels, BLOCK=block, num_warps=num_warps,
-        )  # fmt: skip
+        data = operands(data, layout)
+        arguments = (*written, *data, t, rows.contiguous(), rows.shape[0], elements, *others)
+        launch(rows, kernel, programs, num_warps, arguments, (*constants, stride, channels, block))
 
 
 def tiles_of(
@@ -278,11 +274,15 @@ def tiles_of(
         walks: whose layout the tiles go along, where it isn't x's.
         any_batch, most: as in `plan`.
     """
-    layout, channels = memory_format(x if walks is None else walks), 0
+    layout, channels, batch = memory_format(x if walks is None else walks), 0, x.shape[0]
     if layout is not torch.contiguous_format and (learned or any(is_key(noise) for noise in noises)):
         channels = x.shape[1]
-    elements = elements_of(x)
-    return Tiles(layout, channels, elements, plan(x.shape[0], elements, channels, any_batch, most))
+    return cut(layout, channels, x.numel() // batch, batch, any_batch, most)
+
+
+@lru_cache(maxsize=1024)
+def cut(layout: torch.memory_format, channels: int, elements: int, batch: int, any_batch: bool, most: int) -> Tiles:
+    return Tiles(layout, channels, elements, plan(batch, elements, channels, any_batch, most))
 
 
 def is_learned(output: Tensor, x: Tensor) -> bool:
@@ -303,11 +303,11 @@ def is_key(noise: Tensor | None) -> bool:
     return noise is not None and noise.dtype is torch.int64
 
 
-def operand(x: Tensor | None, layout: torch.memory_format) -> Tensor | None:
-    """x itself where it lies in the launch's layout, a copy in that layout otherwise. A key is read as it is."""
-    if x is None:
-        return None
-    return x.contiguous() if is_key(x) else x.contiguous(memory_format=layout)
+def operands(data: tuple, layout: torch.memory_format) -> list:
+    """The tensors that lie in the launch's layout, copies in it of the others. A key is read as it is."""
+    if layout is torch.contiguous_format:
+        return [x if x is None else x.contiguous() for x in data]
+    return [x if x is None else x.contiguous() if is_key(x) else x.contiguous(memory_format=layout) for x in data]
 
 
 def result(x: Tensor, layout: torch.memory_format, wanted: bool = True) -> Tensor | None:
@@ -317,18 +317,28 @@ def result(x: Tensor, layout: torch.memory_format, wanted: bool = True) -> Tenso
     return torch.empty_like(x) if x.is_contiguous(memory_format=layout) else torch.empty_like(x, memory_format=layout)
 
 
-def like(out: Tensor | None, x: Tensor, layout: torch.memory_format) -> Tensor:
-    """What a kernel wrote, with the strides of `torch.empty_like(x)`, which the op's fake promises; empty where None."""
+def like(out: Tensor | None, x: Tensor, layout: torch.memory_format, which: int = 0) -> Tensor:
+    """What a kernel wrote, with the strides of `torch.empty_like(x)`, which the op's fake promises; `unwanted` where None."""
     if out is None:
-        return x.new_empty(0)
+        return unwanted(x.dtype, x.device, which)
     return out if x.is_contiguous(memory_format=layout) else torch.empty_like(x).copy_(out)
+
+
+@lru_cache(maxsize=1024)
+def unwanted(dtype: torch.dtype, device: torch.device, which: int) -> Tensor:
+    """[0] for a result that nobody wants, kept: to make one anew is a good part of a small call. `which`: no result of a call
+    may be another. An inference tensor would be of no use elsewhere."""
+    with torch.inference_mode(False):
+        return torch.empty(0, dtype=dtype, device=device)
 
 
 def per_sample(values: Tensor) -> tuple[Tensor, int]:
     """One value a sample, or one for all, and the stride to read them with."""
-    if values.numel() == 1 or values.stride(0) == 0:
+    if values.numel() == 1:
         return values, 0
-    return values.contiguous(), 1
+    if values.is_contiguous():
+        return values, 1
+    return (values, 0) if values.stride(0) == 0 else (values.contiguous(), 1)
 
 
 def elements_of(x: Tensor) -> int:

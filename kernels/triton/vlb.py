@@ -190,15 +190,15 @@ def _cut(model_output: Tensor, x_0: Tensor, tanh_cdf: bool, *noises: Tensor | No
     """The tiles, which go along the output and its gradient, and the form of the kernels."""
     learned, most = is_learned(model_output, x_0), _PER_THREAD[tanh_cdf]
     tiles = tiles_of(x_0, *noises, learned=learned, walks=model_output, any_batch=any_batch, most=most)
-    return tiles, {"LEARNED": learned, "TANH": tanh_cdf}
+    return tiles, (learned, tanh_cdf)
 
 
 @served
 def vlb_loss(model_output, x_0, x_t, noise, t, rows, tanh_cdf, reduction, with_grad) -> tuple[Tensor, Tensor]:
     tiles, form = _cut(model_output, x_0, tanh_cdf, noise)
-    shares, grad = rows.new_empty(tiles.programs), result(model_output, tiles.layout, with_grad)
+    shares, grad = rows.new_empty(tiles.plan.programs), result(model_output, tiles.layout, with_grad)
     data, others = (model_output, x_0, x_t, noise), (None, count_of(x_0, reduction))
-    tiles.launch(vlb_kernel, (shares, grad), data, t, rows, *others, UPSTREAM_STRIDE=0, **form)
+    tiles.launch(vlb_kernel, (shares, grad), data, t, rows, others, (*form, 0))
     return finish(shares, x_0.shape[0], reduction), like(grad, model_output, tiles.layout)
 
 
@@ -208,7 +208,7 @@ def vlb_loss_backward(model_output, x_0, x_t, noise, t, rows, tanh_cdf, reductio
     grad = result(model_output, tiles.layout)
     upstream, stride = per_sample(grad_loss)
     data, others = (model_output, x_0, x_t, noise), (upstream, count_of(x_0, reduction))
-    tiles.launch(vlb_kernel, (None, grad), data, t, rows, *others, UPSTREAM_STRIDE=stride, **form)
+    tiles.launch(vlb_kernel, (None, grad), data, t, rows, others, (*form, stride))
     return like(grad, model_output, tiles.layout)
 
 
@@ -216,11 +216,11 @@ def vlb_loss_backward(model_output, x_0, x_t, noise, t, rows, tanh_cdf, reductio
 def hybrid_loss(model_output, x_0, x_t, noise, t, rows, tanh_cdf, vlb_weight, reduction, with_grad) -> tuple[Tensor, ...]:
     tiles, form = _cut(model_output, x_0, tanh_cdf, noise)
     batch = x_0.shape[0]
-    mse, vlb = rows.new_empty(tiles.programs), rows.new_empty(tiles.programs)
-    loss = rows.new_empty(tiles.programs) if tiles.programs == losses_of(batch, reduction) else None
+    mse, vlb = rows.new_empty(tiles.plan.programs), rows.new_empty(tiles.plan.programs)
+    loss = rows.new_empty(tiles.plan.programs) if tiles.plan.programs == losses_of(batch, reduction) else None
     grad = result(model_output, tiles.layout, with_grad)
     data, others = (model_output, x_0, x_t, noise), (None, None, None, count_of(x_0, reduction), vlb_weight)
-    tiles.launch(hybrid_kernel, (loss, mse, vlb, grad), data, t, rows, *others, **_strides(0, 0, 0), **form)
+    tiles.launch(hybrid_kernel, (loss, mse, vlb, grad), data, t, rows, others, (*form, 0, 0, 0))
     if loss is None:
         loss, mse, vlb = finish_hybrid(mse, vlb, batch, reduction, vlb_weight)
     else:
@@ -236,21 +236,17 @@ def hybrid_loss_backward(
     grad = result(model_output, tiles.layout)
     upstream, strides = zip(*((None, 0) if g is None else per_sample(g) for g in (grad_loss, grad_mse, grad_vlb)), strict=True)
     data, others = (model_output, x_0, x_t, noise), (*upstream, count_of(x_0, reduction), vlb_weight)
-    tiles.launch(hybrid_kernel, (None, None, None, grad), data, t, rows, *others, **_strides(*strides), **form)
+    tiles.launch(hybrid_kernel, (None, None, None, grad), data, t, rows, others, (*form, *strides))
     return like(grad, model_output, tiles.layout)
-
-
-def _strides(loss: int, mse: int, vlb: int) -> dict[str, int]:
-    return {"UPSTREAM_STRIDE": loss, "MSE_STRIDE": mse, "VLB_STRIDE": vlb}
 
 
 @served
 def vlb_terms(model_output, x_0, x_t, noise, t, rows, tanh_cdf, next_noise, next_t) -> tuple[Tensor, Tensor]:
     tiles, form = _cut(model_output, x_0, tanh_cdf, noise, next_noise)
-    shares = rows.new_empty(2 * tiles.programs)
+    shares = rows.new_empty(2 * tiles.plan.programs)
     next_x_t = None if next_noise is None else result(x_0, tiles.layout)
     next_t, stride = (None, 0) if next_noise is None else per_sample(next_t)
     data = (model_output, x_0, x_t, noise, next_noise)
-    tiles.launch(terms_kernel, (shares, next_x_t), data, t, rows, next_t, NEXT_T_STRIDE=stride, **form)
+    tiles.launch(terms_kernel, (shares, next_x_t), data, t, rows, (next_t,), (stride, *form))
     terms = finish(shares, 2 * x_0.shape[0], NONE).view(2, x_0.shape[0])
     return terms, x_0.new_empty(0) if next_x_t is None else like(next_x_t, x_0, tiles.layout)

@@ -17,7 +17,7 @@ def launches(monkeypatch):
     noted = []
 
     def note(self, *arguments, **options):
-        noted.append((self.fn.__name__, self.grid[0], options))
+        noted.append((self.fn.__name__, self.grid[0], dict(zip(self.arg_names, arguments, strict=True)) | options))
 
     monkeypatch.setattr(GridExecutor, "__call__", note)
     return noted
@@ -100,8 +100,8 @@ def test_every_plan_covers_its_tensor_once():
         for c in range(1, _MAX_CHANNELS + 1)
         for most in (8, 16, 32)
     ]:
-        grid, block, warps = plan(batch, elements, channels, most=most)
+        programs, block, warps = plan(batch, elements, channels, most=most)
         assert block <= 32 * warps * most
         length = positions_of(block, channels) * channels if channels else block
         assert 0 < length <= block and block & (block - 1) == 0
-        assert grid[0] * length >= batch * elements > (grid[0] - batch) * length
+        assert programs * length >= batch * elements > (programs - batch) * length

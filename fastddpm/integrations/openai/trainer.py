@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...averaging import ema_update_
 from ..patch import Method, Peer, original
 
 # ---- guided-diffusion ----
@@ -14,7 +15,7 @@ from ..patch import Method, Peer, original
 
 def _update_ema(self: Any) -> None:
     params = self.mp_trainer.master_params
-    if not all(_alike(average, params) for average in self.ema_params):
+    if not _averages(self, params):
         return original(self, _update_ema, UNLIKE)()
     _average(self.ema_params, params, self.ema_rate)
 
@@ -33,7 +34,7 @@ def _compute_norms(self: Any, grad_scale: float = 1.0) -> tuple[Any, Any]:
 
 
 def optimize_normal(self: Any) -> None:
-    if not all(_alike(average, self.master_params) for average in self.ema_params):
+    if not _averages(self, self.master_params):
         return original(self, optimize_normal, UNLIKE)()
     self._log_grad_norm()
     self._anneal_lr()
@@ -51,13 +52,17 @@ def _log_grad_norm(self: Any) -> None:
 
 # ---- both ----
 
-UNLIKE = "averages that are not of the parameters' shapes, dtypes and devices"
+UNLIKE = "averages that are not of the parameters' shapes, dtypes and devices, or a rate out of [0, 1]"
 APART = "parameters without a gradient, on several devices, or not of float32"
 
 
 def _together(tensors: Sequence[Tensor]) -> bool:
     """Of one device, and of float32, which theirs sums up in."""
     return len({x.device for x in tensors}) == 1 and all(x.dtype is torch.float32 and not x.is_sparse for x in tensors)
+
+
+def _averages(self: Any, params: Sequence[Tensor]) -> bool:
+    return all(0 <= rate <= 1 for rate in self.ema_rate) and all(_alike(average, params) for average in self.ema_params)
 
 
 def _alike(averages: Sequence[Tensor], params: Sequence[Tensor]) -> bool:
@@ -71,10 +76,9 @@ def _squared_norms(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack(torch._foreach_norm([*tensors], 2)).double().square()
 
 
-@torch.no_grad()
 def _average(averages: Iterable[Sequence[Tensor]], params: Sequence[Tensor], rates: Iterable[float]) -> None:
     for average, rate in zip(averages, rates, strict=False):
-        torch._foreach_lerp_([*average], [*params], 1 - rate)
+        ema_update_(average, params, rate)
 
 
 def trainer(package: str, parts: Callable[[Any], Iterable[Any]], *methods: Method) -> Peer:

@@ -1,0 +1,133 @@
+"""OpenAI's trainers, patched, beside their own: twenty steps."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import openai_peers as peers
+import openai_twin
+import pytest
+import torch
+import torch.distributed as dist
+
+import fastddpm
+
+STEPS = 20
+RATES = (0.9, 0.999)
+
+
+class Module(torch.nn.Module):
+    """A small network of several parameters, one of them of no dimension."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(4)
+        self.first, self.last = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 6, 3, padding=1)
+        self.scale = torch.nn.Parameter(torch.tensor(0.1))
+
+    def forward(self, x, t):
+        return self.last(torch.tanh(self.first(x) + self.scale * t.float().view(-1, 1, 1, 1) / 1000))
+
+
+@pytest.fixture(params=["twin", "twin of improved", "guided_diffusion", "improved_diffusion"])
+def peer(request, monkeypatch):
+    """With a `logged` list of what its trainer logs, and `loop()` for a trainer."""
+    peer = peers.Peer(request.param)
+    peer.logged = []
+    names = ("logkv_mean", "logkv", "log")
+    logger = SimpleNamespace(**dict.fromkeys(names, lambda *given: peer.logged.append(given)))
+    if peer.twin:
+        monkeypatch.setattr(openai_twin, "logger", logger)
+        cls = openai_twin.GuidedLoop if peer.name == "twin" else openai_twin.ImprovedLoop
+        peer.loop = lambda: cls(Module(), peer.diffusion(), 4, RATES)
+        yield peer
+        return
+    for module in ("train_util", "fp16_util"):
+        if hasattr(peers.imported(peer.name, module), "logger"):
+            monkeypatch.setattr(peers.imported(peer.name, module), "logger", logger)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    names = ("batch_size", "microbatch", "lr", "ema_rate", "log_interval", "save_interval", "resume_checkpoint")
+    given = dict(zip(names, (8, 4, 1e-3, ",".join(map(str, RATES)), 10, 10, ""), strict=True))
+    train_util = peers.imported(peer.name, "train_util")
+    peer.loop = lambda: train_util.TrainLoop(model=Module(), diffusion=peer.diffusion(), data=None, **given)
+    yield peer
+    dist.destroy_process_group()
+
+
+def trained(peer, loop):
+    """The trainer after its steps, and what it logged."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    peer.logged.clear()
+    for step in range(STEPS):
+        loop.run_step(peers.images(size=4).repeat(2, 1, 1, 1) * (1 - step / 40), {})
+    return loop, list(peer.logged), torch.get_rng_state().tolist(), str(np.random.get_state())
+
+
+def test_twenty_steps_are_theirs(peer, monkeypatch):
+    """But where t is 0, which theirs of float32 gets wrong: there is none among these."""
+    monkeypatch.setattr(np.random, "choice", lambda n, size, p=None: 1 + np.random.randint(n - 1, size=size))
+    patched = peer.loop()
+    handle = fastddpm.patch(patched, force=peer.twin)
+    plain, wanted, *states = trained(peer, peer.loop())
+    _, got, *others = trained(peer, patched)
+    assert states == others and not handle.fell_back and not any(part.fell_back for part in handle.parts)
+    assert len(wanted) > STEPS
+    for (name, one), (other_name, other) in zip(wanted, got, strict=True):
+        assert name == other_name
+        np.testing.assert_allclose(other, one, rtol=2e-6, atol=1e-6)
+    for one, other in zip(plain.ema_params, patched.ema_params, strict=True):
+        torch.testing.assert_close([*other], [*one], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(patched.model.state_dict(), plain.model.state_dict(), rtol=1e-4, atol=1e-5)
+    assert all(p.grad is None and p.requires_grad for average in patched.ema_params for p in average)
+
+
+def test_averages_and_norms_alone(peer):
+    """From the same gradients."""
+    plain, patched = peer.loop(), peer.loop()
+    handle = fastddpm.patch(patched, force=peer.twin)
+    for loop in (plain, patched):
+        torch.manual_seed(1)
+        for p in loop.model.parameters():
+            p.grad = torch.randn_like(p)
+        for average in loop.ema_params:
+            for p in average:
+                p.data.add_(torch.randn_like(p))
+    if hasattr(plain, "mp_trainer"):
+        norms = [loop.mp_trainer._compute_norms(grad_scale=4.0) for loop in (plain, patched)]
+        plain._update_ema()
+        patched._update_ema()
+    else:
+        norms = []
+        for loop in (plain, patched):
+            peer.logged.clear()
+            loop.optimize_normal()
+            norms.append([value for name, value in peer.logged if name == "grad_norm"])
+    np.testing.assert_allclose(norms[1], norms[0], rtol=1e-6)
+    assert [type(norm) for norm in norms[1]] == [type(norm) for norm in norms[0]]
+    for one, other in zip(plain.ema_params, patched.ema_params, strict=True):
+        torch.testing.assert_close([*other], [*one], rtol=1e-6, atol=1e-6)
+    assert not handle.fell_back
+
+
+def test_parameters_of_another_dtype_are_theirs(peer):
+    plain, patched = peer.loop(), peer.loop()
+    handle = fastddpm.patch(patched, force=peer.twin)
+    for loop in (plain, patched):
+        loop.ema_params = [[p.detach().double() for p in average] for average in loop.ema_params]
+        for p in loop.model.parameters():
+            p.grad = torch.ones_like(p)
+        getattr(loop, "_update_ema", getattr(loop, "optimize_normal", None))()
+    for one, other in zip(plain.ema_params, patched.ema_params, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert sum(handle.fell_back.values()) == 1
+
+
+def test_undone_a_trainer_is_what_it_was(peer):
+    loop = peer.loop()
+    parts = [part for part in (loop, loop.diffusion, getattr(loop, "mp_trainer", None)) if part is not None]
+    before = [dict(vars(part)) for part in parts]
+    with fastddpm.patch(loop, force=peer.twin) as handle:
+        assert len(handle.parts) == len(parts) - 1
+        trained(peer, loop)
+    for part, kept in zip(parts, before, strict=True):
+        assert [*vars(part)] == [*kept] and all(vars(part)[name] is kept[name] for name in kept if name != "step")
