@@ -19,6 +19,7 @@ class Kernels:
     """
 
     peer: ClassVar[Peer]
+    originals: ClassVar[type]
 
     @cached_property
     def _fastddpm(self) -> Patch:
@@ -34,10 +35,10 @@ class Kernels:
         self._fastddpm.noise = noise
 
     def __init_subclass__(cls, peer: Peer) -> None:
-        cls.peer = peer
+        cls.peer, cls.originals = peer, cls.__mro__[2]
         for method in peer.methods:
             setattr(cls, method.name, method.function)
-        cls.__module__ = cls.__mro__[2].__module__  # a saved pipeline names it, and is to load where fastddpm is not installed
+        cls.__module__ = cls.originals.__module__  # a saved pipeline names it, and is to load where fastddpm is not installed
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _bare, (type(self).__name__,), vars(self)  # the module that a pickle would look into is diffusers'

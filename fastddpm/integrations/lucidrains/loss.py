@@ -9,9 +9,9 @@ from torch import Tensor
 from ...autograd import mse_loss
 from ...noise import randn
 from ...ops import MEAN, NONE
+from ..compiled import but_compiled
 from ..patch import Method, original
 from .answered import UNFIT, answered, fits
-from .compiled import but_compiled
 from .noising import HALF, arithmetic, drawn, noised, promoted, why_not, why_not_at
 from .rows import LOSSES, X_T, Rows, rows_of
 
