@@ -108,11 +108,9 @@ def agree(one, other, largest=LARGEST):
 def agree_in_all(plain, patched, wanted, came, largest=LARGEST):
     agree(wanted.to_tuple(), came.to_tuple(), largest)
     for name, value in vars(plain).items():
-        if name == "prev_derivative" and value is not None:  # (x - x_0_hat) / sigma: of small sigmas x's own rounding is large
-            sigma = plain.sigmas[plain.step_index - 1]
-            agree(plain.sample - sigma * value, patched.sample - sigma * patched.prev_derivative, largest)
-        else:
-            agree(value, vars(patched)[name], largest)
+        slope = name == "prev_derivative" and value is not None  # (x - x_0_hat) / sigma has x's rounding over sigma
+        by = float(plain.sample.abs().max() / plain.sigmas[plain.step_index - 1]) if slope else 1
+        agree(value, vars(patched)[name], largest * max(1, by))
 
 
 def is_left(name, config, prediction):
@@ -126,7 +124,12 @@ def is_left(name, config, prediction):
 def test_every_configuration_is_the_original(name, prediction):
     if (name, prediction) == (ANCESTRAL, "sample"):
         pytest.skip("not implemented there")
+    old = diffusers.__version__.startswith("0.31")
     for config, steps in every(CONFIGS[name], (6, 16)):
+        if old and (
+            any(f"use_{kind}_sigmas" in config for kind in ("exponential", "beta")) or is_left(name, config, prediction)
+        ):
+            continue  # what that one has no answer to itself
         plain, patched = pair(name, steps, prediction_type=prediction, **config)
         for _, wanted, came in walked(plain, patched):
             agree_in_all(plain, patched, wanted, came)
@@ -243,6 +246,8 @@ LEFT = {
 @pytest.mark.parametrize("case", LEFT)
 def test_what_is_left_is_the_original_s(case):
     name, config, options, change = LEFT[case]
+    if isinstance(outcome(pair, name, **config), type):
+        pytest.skip("not in this version of diffusers")
     plain, patched = pair(name, **config)
     for each in (plain, patched):
         change(each)
@@ -254,7 +259,7 @@ def test_what_is_left_is_the_original_s(case):
 
 # ---- odd steps ----
 
-X, Z, OUT = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4)
+X, Z, OUT = torch.randn(3, 3, 2, 4, 4, generator=torch.Generator().manual_seed(1)).unbind()
 ODD_STEPS = {
     "an int": lambda t: (OUT, int(t), X),
     "a float": lambda t: (OUT, float(t), X),
@@ -293,8 +298,7 @@ def scaled(plain, patched):
     return plain, patched
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize("steps", [None, 4])
+@pytest.mark.parametrize(("steps", "prediction"), [(None, "epsilon"), *((4, prediction) for prediction in PREDICTIONS)])
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("case", ODD_STEPS)
 def test_odd_steps_end_as_the_original_s(case, name, steps, prediction):
@@ -316,7 +320,7 @@ def test_odd_steps_end_as_the_original_s(case, name, steps, prediction):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_gradient_flows_through_a_loop(name):
     grads = []
-    for each in scaled(*pair(name)):
+    for each in scaled(*pair(name, prediction_type="v_prediction")):  # of epsilon such a loop is chaotic
         torch.manual_seed(0)
         x = first = X.clone().requires_grad_()
         for t in each.timesteps:
@@ -477,6 +481,19 @@ def test_an_odd_noising_ends_as_the_original_s(case, name):
             assert came is wanted
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_of_equal_timesteps_the_second_is_noised_for_and_unknown_ones_as_there(name):
+    plain, patched = pair(name)
+    for each in (plain, patched):
+        each.timesteps = each.timesteps.clone()
+        each.timesteps[2:4] = each.timesteps[1]
+    agree(plain.add_noise(X, Z, plain.timesteps[:3]), patched.add_noise(X, Z, plain.timesteps[:3]), 1e-6)
+    if name in (SOLVER, UNIPC):  # they take the last step for it
+        unknown = torch.tensor([3, 5, 7])
+        agree(plain.add_noise(X, Z, unknown), patched.add_noise(X, Z, unknown), 1e-6)
+    assert not patched._fastddpm.fell_back
+
+
 class Reads(TorchDispatchMode):
     """The ops that wait for a device."""
 
@@ -523,8 +540,9 @@ def assigned(each):
 
 
 def written(each):
+    kept = each.sigmas
     each.set_timesteps(6)
-    each.sigmas.mul_(0.9)
+    each.sigmas = kept.mul_(0.9)
 
 
 def registered(each):
@@ -550,6 +568,15 @@ def test_a_change_is_noticed(name, change):
         agree_in_all(plain, patched, wanted, came)
     agree(plain.add_noise(X, Z, plain.timesteps[:3]), patched.add_noise(X, Z, patched.timesteps[:3]))
     assert not patched._fastddpm.fell_back
+
+
+def test_a_change_between_the_stages_of_heun_is_noticed():
+    plain, patched = pair(HEUN)
+    for n, (_, wanted, came) in enumerate(walked(plain, patched)):
+        agree_in_all(plain, patched, wanted, came)
+        for each in (plain, patched) if n in (0, 3) else ():
+            each.sigmas = each.sigmas * 0.9
+    assert patched._fastddpm.fell_back.total() == 1  # the second stage after the first of those changes
 
 
 # ---- what diffusers' own tests hold (tests/schedulers, their tolerances) ----

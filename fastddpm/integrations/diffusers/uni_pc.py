@@ -115,7 +115,7 @@ def _weights(at: Levels, order: int, solver_type: str) -> tuple[Tensor, Tensor]:
     predicted, change = weights(at, order, half)
     whole = torch.cat((change[:, :1], change[:, 1:] + predicted), 1)
     scale = straight(at)["k_0"][:, None]
-    there = (falling(at, order) & half.isfinite())[:, None]
+    there = (falling(at, 1) & half.isfinite())[:, None]
     predicted, whole = (torch.where(there, scale * x, torch.nan) for x in (predicted, whole))
     return predicted, torch.cat((torch.full_like(whole[:1], torch.nan), whole[:-1]))
 

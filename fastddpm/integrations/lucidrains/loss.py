@@ -67,8 +67,6 @@ def _loss(objective: str, rows: Rows, output: Tensor, x_start: Tensor, t: Tensor
     if dtype in HALF and torch.is_autocast_enabled(output.device.type):
         dtype = torch.float32  # where mse_loss is computed under autocast
     dtype = torch.promote_types(dtype, rows.dtype)
-    if dtype is torch.float64:
-        output = output.to(dtype)
     loss = mse_loss(output, z, x_0, None, t, rows.on(arithmetic(dtype)), NONE if each else MEAN)
     return loss.to(dtype)
 
