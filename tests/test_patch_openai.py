@@ -75,10 +75,11 @@ def test_losses_and_gradients(peer, mean, variance):
 def test_dtypes_of_losses(peer, dtypes):
     """Half precision is promoted by their float32 tables, but for an error of two half tensors."""
     of_x, of_noise, of_output = dtypes
-    for mean, loss in itertools.product(peers.MEANS, ("MSE", "KL")):
-        plain, patched, handle = peer.pair(mean, "LEARNED_RANGE", loss)
+    kinds = (("LEARNED_RANGE", "MSE"), ("LEARNED_RANGE", "KL"), ("FIXED_SMALL", "MSE"))
+    for mean, (variance, loss) in itertools.product(peers.MEANS, kinds):
+        plain, patched, handle = peer.pair(mean, variance, loss)
         x = peers.images(of_x)
-        model, noise = peers.network("LEARNED_RANGE", output=of_output), peers.noise_like(x).to(of_noise)
+        model, noise = peers.network(variance, output=of_output), peers.noise_like(x).to(of_noise)
         wanted, got = (d.training_losses(model, x, peers.BATCH, noise=noise) for d in (plain, patched))
         assert not handle.fell_back
         assert {name: term.dtype for name, term in got.items()} == {name: term.dtype for name, term in wanted.items()}
@@ -129,6 +130,18 @@ def test_keys_in_place_of_noise(peer):
         assert torch.equal(one[0], other[0]) and not torch.equal(one[1], other[1])
         bound = patched.calc_bpd_loop(model, x)
         assert all(term.isfinite().all() for term in bound.values()) and not handle.fell_back
+
+
+def test_a_key_is_made_noise_of_where_the_original_takes_over(peer):
+    _, patched, handle = peer.pair("START_X", "FIXED_SMALL", "MSE", noise="philox")
+    model, x = peers.network("FIXED_SMALL", output=torch.float64), peers.images()
+    torch.manual_seed(5)
+    got = patched.training_losses(model, x, peers.BATCH)["loss"]
+    torch.manual_seed(5)
+    noise = randn(drawn_key(len(x), x.device), x.shape)
+    ((reason, count),) = handle.fell_back.items()
+    assert count == 1 and "precision" in reason
+    peers.close(got, patched.training_losses(model, x, peers.BATCH, noise=noise)["loss"], 1e-6)
 
 
 # ---- steps ----
