@@ -492,6 +492,9 @@ def test_of_equal_timesteps_the_second_is_noised_for_and_unknown_ones_as_there(n
         unknown = torch.tensor([3, 5, 7])
         agree(plain.add_noise(X, Z, unknown), patched.add_noise(X, Z, unknown), 1e-6)
     assert not patched._fastddpm.fell_back
+    made = patched._fastddpm.tables["add_noise"][3]
+    given = torch.cat((plain.timesteps, plain.timesteps[:1] + 0.5, torch.tensor([-7.0, 5000.0]))).to(made.values.dtype)
+    assert torch.equal(made.looked_up(given), made.index(given, given.device))  # as on a device
 
 
 class Reads(TorchDispatchMode):
@@ -568,6 +571,17 @@ def test_a_change_is_noticed(name, change):
         agree_in_all(plain, patched, wanted, came)
     agree(plain.add_noise(X, Z, plain.timesteps[:3]), patched.add_noise(X, Z, patched.timesteps[:3]))
     assert not patched._fastddpm.fell_back
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_loop_begun_again_without_set_timesteps_is_the_original_s(name):
+    """The outputs before the first are those of the last loop; of the solvers' levels there are none before."""
+    plain, patched = pair(name, solver_order=3) if name in (SOLVER, UNIPC) else pair(name)
+    for _ in range(2):
+        for each in (plain, patched):
+            each._step_index = None
+        for _, wanted, came in walked(plain, patched):
+            agree_in_all(plain, patched, wanted, came)
 
 
 def test_a_change_between_the_stages_of_heun_is_noticed():

@@ -71,7 +71,7 @@ class Stages:
         bound = bound_of(config, at.sigma)
         slope = {"c_x": 1 / at.sigma, "c_0": -1 / at.sigma}
         first = over_a(at, columns_of(at, straight(at), prediction))
-        half = torch.cat((at.sigma[:1], at.sigmas.diff()[:-1])) / 2
+        half = torch.cat((torch.full_like(at.sigma[:1], torch.nan), at.sigmas.diff()[:-1])) / 2
         second = {**first, "k_x": half / at.sigma, "k_0": -half / at.sigma}
         self.of_first = Rows({**plain(first), **slope, "bound": bound})
         self.of_second = Rows({**plain(second), "k_h1": half, "k_h2": torch.ones_like(half), "bound": bound})

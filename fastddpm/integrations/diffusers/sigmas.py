@@ -147,14 +147,20 @@ class Noising(Tables):
         for n, t in enumerate(timesteps.tolist()):
             places.setdefault(t, []).append(n)
         dtype = timesteps.dtype if timesteps.is_floating_point() else torch.float64  # a whole one may be asked for as a float
-        self.values = torch.tensor(sorted(places), dtype=dtype)
-        self.places = torch.tensor([places[t][:2][-1] for t in sorted(places)])
+        self.place_of = {t: found[:2][-1] for t, found in sorted(places.items())}
+        self.values, self.places = torch.tensor([*self.place_of], dtype=dtype), torch.tensor([*self.place_of.values()])
         super().__init__(*row, self.values, self.places)
 
-    def index(self, t: Tensor) -> Tensor:
-        """Of each timestep, without a look at it."""
+    def index(self, t: Tensor, device: torch.device) -> Tensor:
+        """Of each timestep, without a read from a device."""
+        t = t.to(self.values.dtype)
+        if not t.is_cpu:
+            return self.looked_up(t).to(device)
+        return torch.tensor([self.place_of.get(each, self.missing) for each in t.tolist()], dtype=torch.int64, device=device)
+
+    def looked_up(self, t: Tensor) -> Tensor:
+        """The same of timesteps on any device."""
         values, places = (self.table(make, t.device, make(self).dtype) for make in (_values, _places))
-        t = t.to(values.dtype)
         at = torch.searchsorted(values, t).clamp(max=len(values) - 1)
         return torch.where(values[at] == t, places[at], self.missing)
 
@@ -225,7 +231,7 @@ def _noised(patch: Patch, made: Noising, x: Tensor, noise: Tensor, timesteps: An
             return "noise of another dtype than the sample's, or a number of timesteps that is not theirs"
         if patch.strict and x.dtype in HALF:
             return "strict, in half precision"
-        at = made.index(timesteps.to(x.device)) if index is None else made.index_on(x.device, index)
+        at = made.index(timesteps, x.device) if index is None else made.index_on(x.device, index)
         check_index("timesteps", at, x)
         check_noise(noise, "x", x)
         return made.noised(x, noise, at)
