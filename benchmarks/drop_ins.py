@@ -68,20 +68,24 @@ class Counts(TorchDispatchMode):
 
 
 def counted(call: Callable[[], Any], shape: tuple[int, ...]) -> Counts:
-    """Of a warm call. A table that numpy hands over is an upload on a GPU."""
+    """Of a warm call. What the dispatcher does not see: a table that numpy hands over, an upload on a GPU, and tolist, a read."""
     call()
-    from_numpy = torch.from_numpy
+    from_numpy, tolist = torch.from_numpy, torch.Tensor.tolist
     with Counts(torch.Size(shape).numel()) as counts:
 
-        def counting(array):
+        def uploading(array):
             counts.uploads += 1
             return from_numpy(array)
 
-        torch.from_numpy = counting
+        def reading(x):
+            counts.reads += 1
+            return tolist(x)
+
+        torch.from_numpy, torch.Tensor.tolist = uploading, reading
         try:
             call()
         finally:
-            torch.from_numpy = from_numpy
+            torch.from_numpy, torch.Tensor.tolist = from_numpy, tolist
     return counts
 
 
