@@ -96,7 +96,7 @@ def agree(one, other, largest=LARGEST):
     """Both the same: numbers and texts exactly, tensors nearly, in lists and outputs too."""
     if isinstance(one, torch.Tensor):
         assert one.dtype is other.dtype and one.shape == other.shape
-        scale = max(1.0, float(one.double().abs().nan_to_num(0, 0, 0).max())) if one.numel() else 1.0
+        scale = max(1.0, float(one.detach().double().abs().nan_to_num(0, 0, 0).max())) if one.numel() else 1.0
         assert torch.allclose(other, one, 0, largest * scale, equal_nan=True), (other - one).abs().max()
     elif isinstance(one, (list, tuple)):
         for each, its in zip(one, other, strict=True):
