@@ -1,11 +1,13 @@
 """`python -m benchmarks.drop_ins [FOLDER]`: objects of diffusers, OpenAI's code and lucidrains', as they are and patched.
 
-Fills the tables of docs/integrations.md. FOLDER holds checkouts of what is on no index, in folders `guided` (guided-diffusion)
-and `improved` (improved-diffusion); rows of what is not found are left out. The network is a tensor that was computed before.
+Fills the tables of docs/integrations.md. FOLDER holds a checkout of what is on no index, in a folder `guided`
+(guided-diffusion); rows of what is not found are left out.
 """
 
+import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,24 +18,13 @@ import fastddpm as fd
 
 from . import clock, table
 from .docs import ROOT, between, markdown
+from .drop_in_cases import Case, diffusers_cases, lucidrains_cases, openai_cases
 
-SHAPES = ((1, 3, 8, 8), (16, 3, 32, 32), (64, 3, 64, 64))
 WITH, WITHOUT = "patched", "original"
-STEPS, AT = 50, 25
 READS = ("_local_scalar_dense", "item", "nonzero", "masked_select", "equal", "is_nonzero")
 UPLOADS = ("lift_fresh", "lift_fresh_copy", "scalar_tensor")
 BUDGET = 2.0
 """Seconds a case."""
-
-
-class Case(NamedTuple):
-    make: Callable[[], Any]
-    """The peer's object."""
-    call: Callable[[Any, Tensor, Tensor], Any]
-    """(object, x, another of its shape: the noise, or the network's output) -> a call of its."""
-    draws: bool = False
-    """Whether it draws noise, so that there is a philox to compare."""
-    shapes: tuple[tuple[int, ...], ...] = SHAPES
 
 
 def objects(case: Case) -> dict[str, Any]:
@@ -120,45 +111,8 @@ def counts(cases: dict[str, Case]) -> str:
     return markdown(["as it is / patched / philox", "ops", "full passes", "uploads", "host reads"], rows)
 
 
-# ---- diffusers ----
-
-
-def diffusers_cases() -> dict[str, Case]:
-    import diffusers
-    from diffusers.training_utils import EMAModel
-
-    def scheduler(cls: str) -> Callable[[], Any]:
-        def make():
-            made = getattr(diffusers, cls)()
-            made.set_timesteps(STEPS)
-            return made
-
-        return make
-
-    def add_noise(each: Any, x: Tensor, noise: Tensor) -> Any:
-        return each.add_noise(x, noise, torch.arange(len(x)))
-
-    def step(each: Any, x: Tensor, output: Tensor) -> Any:
-        if hasattr(each, "_step_index"):  # the schedulers that count: from the same place again
-            each._step_index = AT
-        return each.step(output, each.timesteps[AT], x)
-
-    unet = diffusers.UNet2DModel(32, 3, 3, block_out_channels=(128, 256, 256, 256), norm_num_groups=32)
-
-    def ema_step(each: Any, x: Tensor, output: Tensor) -> Any:
-        return each.step(unet.parameters())
-
-    size = (sum(p.numel() for p in unet.parameters()),)
-    return {
-        "DDPMScheduler.add_noise": Case(scheduler("DDPMScheduler"), add_noise),
-        "DDPMScheduler.step": Case(scheduler("DDPMScheduler"), step, draws=True),
-        "DDIMScheduler.step": Case(scheduler("DDIMScheduler"), step),
-        "EMAModel.step": Case(lambda: EMAModel(unet.parameters()), ema_step, shapes=(size,)),
-    }
-
-
 def main() -> None:
-    cases = diffusers_cases()
+    cases = {**diffusers_cases(), **openai_cases(Path(sys.argv[1] if len(sys.argv) > 1 else ".")), **lucidrains_cases()}
     document = ROOT / "docs" / "integrations.md"
     inside = {"speeds": speeds, "counts": counts}
     document.write_text(between(document.read_text(), "drop-ins", lambda name: inside[name](cases)))

@@ -295,7 +295,7 @@ def row_index(name: str, t: Tensor | int, x: Tensor, table: NoiseSchedule | Step
         return t
     index = as_int(name, t, "an int32 or int64 tensor [B] or an int")
     if not 0 <= index < len(table):
-        raise IndexError(
-            f"{name}: expected 0 .. {len(table) - 1}, got {index} (an index of steps; of a timestep it is .step_at(timestep))"
-        )
+        fewer = index > 0 and float(table.timesteps.max()) >= len(table)  # steps than timesteps: perhaps it is one
+        hint = " (an index of steps; of a timestep it is .step_at(timestep))" if fewer else ""
+        raise IndexError(f"{name}: expected 0 .. {len(table) - 1}, got {index}{hint}")
     return table.index_on(x.device, index)

@@ -227,19 +227,25 @@ class MixedPrecisionTrainer:
         opt.step()
 
 
+def log_loss_dict(diffusion, ts, losses):
+    for key, values in losses.items():
+        logger.logkv_mean(key, values.mean().item())
+        for t, value in zip(ts.numpy(), values.detach().numpy(), strict=True):
+            logger.logkv_mean(f"{key}_q{4 * t // diffusion.num_timesteps}", value)
+
+
 class Loop:
     def __init__(self, model, diffusion, microbatch, ema_rate):
         self.model, self.diffusion, self.microbatch, self.ema_rate = model, diffusion, microbatch, ema_rate
         self.opt = torch.optim.AdamW(model.parameters(), lr=1e-3)
         self.ema_params = [[torch.nn.Parameter(p.detach().clone()) for p in model.parameters()] for _ in ema_rate]
 
-    def forward_backward(self, batch):
+    def forward_backward(self, batch, cond):
         self.model.zero_grad()
         for micro in batch.split(self.microbatch):
             t = torch.from_numpy(np.random.choice(self.diffusion.num_timesteps, len(micro)))
             losses = self.diffusion.training_losses(self.model, micro, t)
-            for name, term in losses.items():
-                logger.logkv_mean(name, term.mean().item())
+            log_loss_dict(self.diffusion, t, losses)
             losses["loss"].mean().backward()
 
     def average(self, params):
@@ -256,7 +262,7 @@ class GuidedLoop(Loop):
         self.mp_trainer = MixedPrecisionTrainer(self.model)
 
     def run_step(self, batch, cond):
-        self.forward_backward(batch)
+        self.forward_backward(batch, cond)
         self.mp_trainer.optimize(self.opt)
         self._update_ema()
 
@@ -272,7 +278,7 @@ class ImprovedLoop(Loop):
         self.master_params = [*self.model.parameters()]
 
     def run_step(self, batch, cond):
-        self.forward_backward(batch)
+        self.forward_backward(batch, cond)
         self.optimize_normal()
 
     def optimize_normal(self):

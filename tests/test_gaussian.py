@@ -143,12 +143,32 @@ def test_the_likelihood_to_40_standard_deviations(x_0, dtype, backend, digits):
         near(mean.grad[0, 0], slope * inverse / bits, 2e-6 if dtype == torch.float32 else 1e-6, 1e-7)
 
 
+def row_of(**columns):
+    """A table of one row, in float64: 0 but for these columns."""
+    return pack(VlbRow(**{name: torch.full((1,), columns.get(name, 0.0), **wide) for name in VlbRow._fields}))
+
+
+@pytest.mark.skipif(not INSTRUCTION_SETS, reason=NOT_BUILT)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_kernels_excess_of_a_wrong_variance(sign, digits):
+    """The KL of two normals of one mean, in float64, and its slope: to the last digits from 1e-15 to the ends of exp."""
+    delta = sign * torch.tensor(
+        [*(10.0**n for n in range(-15, 3)), 0.3, 0.34, 0.35, 0.49, 0.69, 1.04, 2.0, 30.0, 350.0, 700.0], **wide
+    )
+    output = torch.stack((torch.zeros_like(delta), delta), 1)[:, :, None].requires_grad_()
+    x, rows = torch.zeros(len(delta), 1, 1, **wide), torch.cat((row_of(), row_of(v_1=1.0, precision=1.0, bound=1.0)))
+    loss = autograd.vlb_loss(output, x, x, None, torch.ones(1, dtype=torch.int64), rows, False, ops.NONE)
+    (slopes,) = torch.autograd.grad(loss.sum(), output)
+    for got, slope, d in zip(loss.detach(), slopes[:, 1, 0], delta, strict=True):
+        near(got * math.log(2), (mp(d) + mpmath.expm1(-mp(d))) / 2, 4e-15, 0)
+        near(slope * math.log(2), -mpmath.expm1(-mp(d)) / 2, 4e-15, 0)
+
+
 @pytest.mark.skipif(not INSTRUCTION_SETS, reason=NOT_BUILT)
 @pytest.mark.parametrize("x_0", [-1.0, 0.1, 1.0])
 def test_the_kernels_densities_keep_thirteen_digits(x_0, digits):
     """In float64, of a network whose output is the mean and the log-variance: narrow bins, tails and the middle."""
-    columns = dict.fromkeys(VlbRow._fields, 0.0) | {"e_0": 1.0, "e_o": -1.0, "v_1": 1.0, "precision": 1.0, "bound": math.inf}
-    row = pack(VlbRow(**{name: torch.full((1,), value, **wide) for name, value in columns.items()}))
+    row = row_of(e_0=1.0, e_o=-1.0, v_1=1.0, precision=1.0, bound=math.inf)
     places = [(y, w) for y in (*OFFSETS, *(-y for y in OFFSETS), 1e-9, 100.0, 1e4) for w in (1e-5, 0.009, 0.02, 0.3, 1.2, 30.0)]
     y, w = torch.tensor(places, **wide).T
     x = torch.full((len(y), 1, 1), x_0, **wide)

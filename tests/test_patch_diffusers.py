@@ -434,6 +434,22 @@ def test_a_subclass_saves_what_diffusers_loads(name, tmp_path, unet):
         assert [(p.name, p.kind, p.default) for p in theirs.values()] == [(p.name, p.kind, p.default) for p in own.values()]
 
 
+# ---- under a compiler ----
+
+
+@pytest.mark.parametrize("name", ours.__all__)
+def test_under_a_compiler_the_original_is_compiled(name):
+    """Without a reason that is counted, since nothing fell back."""
+    plain, patched = pair(getattr(diffusers, name))
+    each = getattr(ours, name)()
+    each.set_timesteps(6)
+    x, t = torch.randn(2, 3, 4, 4), plain.timesteps[:2]
+    for one in (patched, each):
+        noised = torch.compile(lambda one=one: one.add_noise(x, x, t), backend="eager")
+        assert torch.equal(noised(), plain.add_noise(x, x, t)) and not one._fastddpm.fell_back
+    torch._dynamo.reset()
+
+
 # ---- on a GPU ----
 
 

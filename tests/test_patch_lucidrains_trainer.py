@@ -37,7 +37,7 @@ def trainer(folder, model=None, **options):
     for i in range(100):
         (folder / f"{i}.png").touch()
     options = {"train_num_steps": 20, "save_and_sample_every": 10, "num_samples": 4, "ema_update_every": 2, **options}
-    options |= {"train_batch_size": 8, "gradient_accumulate_every": 2, "calculate_fid": False}
+    options |= {"train_batch_size": 8, "gradient_accumulate_every": 2, "calculate_fid": False, "max_grad_norm": 0.01}
     return theirs.Trainer(model or diffusion(), str(folder), results_folder=str(folder / "results"), **options)
 
 
@@ -76,6 +76,7 @@ def test_a_patched_trainer_trains_as_the_original(folders, capsys):
     (wanted, state), (came, its_state) = trained(plain), trained(patched)
     assert len(came) == 40 and torch.equal(state, its_state)
     torch.testing.assert_close(came, wanted, rtol=0, atol=1e-6)
+    assert patched.model.training and not patched.ema.ema_model.training  # it samples from the average
     assert not any(part.fell_back for part in (handle, *handle.parts))
     shown = capsys.readouterr().err
     assert shown.count(f"loss: {wanted[-2:].sum() / 2:.4f}") >= 2 and shown.count("20/20") >= 2

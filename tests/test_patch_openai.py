@@ -14,6 +14,7 @@ import torch
 
 import fastddpm
 from fastddpm import randn
+from fastddpm.integrations.draws import drawn_key, skip_randn_like
 
 NAMES = ("twin", "guided_diffusion", "improved_diffusion")
 TYPES = list(itertools.product(peers.MEANS, peers.VARIANCES))
@@ -74,10 +75,11 @@ def test_losses_and_gradients(peer, mean, variance):
 def test_dtypes_of_losses(peer, dtypes):
     """Half precision is promoted by their float32 tables, but for an error of two half tensors."""
     of_x, of_noise, of_output = dtypes
-    for mean, loss in itertools.product(peers.MEANS, ("MSE", "KL")):
-        plain, patched, handle = peer.pair(mean, "LEARNED_RANGE", loss)
+    kinds = (("LEARNED_RANGE", "MSE"), ("LEARNED_RANGE", "KL"), ("FIXED_SMALL", "MSE"))
+    for mean, (variance, loss) in itertools.product(peers.MEANS, kinds):
+        plain, patched, handle = peer.pair(mean, variance, loss)
         x = peers.images(of_x)
-        model, noise = peers.network("LEARNED_RANGE", output=of_output), peers.noise_like(x).to(of_noise)
+        model, noise = peers.network(variance, output=of_output), peers.noise_like(x).to(of_noise)
         wanted, got = (d.training_losses(model, x, peers.BATCH, noise=noise) for d in (plain, patched))
         assert not handle.fell_back
         assert {name: term.dtype for name, term in got.items()} == {name: term.dtype for name, term in wanted.items()}
@@ -117,7 +119,7 @@ def test_keys_in_place_of_noise(peer):
         plain, patched, handle = peer.pair(mean, variance, loss, noise="philox")
         model, x = peers.network(variance), peers.images()
         torch.manual_seed(5)
-        key = fastddpm.integrations.draws.drawn_key(len(x), x.device)
+        key = drawn_key(len(x), x.device)
         torch.manual_seed(5)
         got = patched.training_losses(model, x, peers.BATCH)["loss"]
         with fastddpm.patch(plain, force=peer.twin):
@@ -128,6 +130,18 @@ def test_keys_in_place_of_noise(peer):
         assert torch.equal(one[0], other[0]) and not torch.equal(one[1], other[1])
         bound = patched.calc_bpd_loop(model, x)
         assert all(term.isfinite().all() for term in bound.values()) and not handle.fell_back
+
+
+def test_a_key_is_made_noise_of_where_the_original_takes_over(peer):
+    _, patched, handle = peer.pair("START_X", "FIXED_SMALL", "MSE", noise="philox")
+    model, x = peers.network("FIXED_SMALL", output=torch.float64), peers.images()
+    torch.manual_seed(5)
+    got = patched.training_losses(model, x, peers.BATCH)["loss"]
+    torch.manual_seed(5)
+    noise = randn(drawn_key(len(x), x.device), x.shape)
+    ((reason, count),) = handle.fell_back.items()
+    assert count == 1 and "precision" in reason
+    peers.close(got, patched.training_losses(model, x, peers.BATCH, noise=noise)["loss"], 1e-6)
 
 
 # ---- steps ----
@@ -174,6 +188,20 @@ def test_twenty_steps_draw_what_theirs_draw(peer):
     (wanted, state), (got, other) = after
     assert torch.equal(state, other)
     peers.close(got, wanted, 1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1,), (15,), (16,), (1, 3, 8, 8), (2, 3, 5, 5), (7, 11), (0, 4)], ids=str)
+def test_noise_that_is_passed_over(shape):
+    """The generator's state, and what it draws next: also after one normal of a pair."""
+    layouts = (torch.empty(shape), torch.empty(shape, dtype=torch.float64), torch.empty(shape, dtype=torch.bfloat16))
+    for x in (*layouts, *([layouts[0].to(memory_format=torch.channels_last)] if len(shape) == 4 else [])):
+        after = []
+        for draw in (torch.randn_like, skip_randn_like):
+            torch.manual_seed(0)
+            torch.randn(3)
+            draw(x)
+            after.append((torch.get_rng_state(), torch.randn(3), torch.randn(40)))
+        assert all(map(torch.equal, *after))
 
 
 def test_gradients_through_a_step(peer):

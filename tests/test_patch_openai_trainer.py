@@ -73,12 +73,25 @@ def test_twenty_steps_are_theirs(peer, monkeypatch):
     assert states == others and not handle.fell_back and not any(part.fell_back for part in handle.parts)
     assert len(wanted) > STEPS
     for (name, one), (other_name, other) in zip(wanted, got, strict=True):
-        assert name == other_name
+        assert name == other_name and type(one) is type(other)
         np.testing.assert_allclose(other, one, rtol=2e-6, atol=1e-6)
     for one, other in zip(plain.ema_params, patched.ema_params, strict=True):
         torch.testing.assert_close([*other], [*one], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(patched.model.state_dict(), plain.model.state_dict(), rtol=1e-4, atol=1e-5)
     assert all(p.grad is None and p.requires_grad for average in patched.ema_params for p in average)
+
+
+def test_a_functions_module_keeps_its_own(peer):
+    loop = peer.loop()
+    names = type(loop).forward_backward.__globals__
+    before = dict(names)
+    with fastddpm.patch(loop, force=peer.twin):
+        loop.forward_backward(peers.images(), {})
+        peer.logged.clear()
+        loop.diffusion.training_losses = lambda *given, **options: {"loss": losses[0], "other": losses[1].double()}
+        losses = torch.rand(2, 4, requires_grad=True)
+        loop.forward_backward(peers.images(), {})
+    assert names == before and {"loss", "other"} <= {name for name, _ in peer.logged}
 
 
 def test_averages_and_norms_alone(peer):

@@ -67,8 +67,11 @@ def peer_of(obj: Any) -> Peer:
     any name: the peer of a copy is the one whose sources it has."""
     for cls in type(obj).__mro__:
         path = cls.__module__.split(".")
-        packages = (path[0], *COPIED.get(f"{path[-1]}.{cls.__qualname__}", ()))
-        found = [_peer(name) for name in (f"{package}.{cls.__qualname__}" for package in packages) if name in PEERS]
+        name = f"{path[0]}.{cls.__qualname__}"
+        if name in PEERS:
+            return _peer(name)
+        copied = (f"{package}.{cls.__qualname__}" for package in COPIED.get(f"{path[-1]}.{cls.__qualname__}", ()))
+        found = [_peer(name) for name in copied if name in PEERS]
         if found:
             return next((peer for peer in found if not unknown_source(type(obj), peer)), found[0])
     raise TypeError(f"obj: expected one of {', '.join(PEERS)}, got {type(obj).__module__}.{type(obj).__qualname__}")

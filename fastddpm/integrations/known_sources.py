@@ -257,6 +257,12 @@ KNOWN: Mapping[str, Mapping[str, str]] = {
     "guided_diffusion.TrainLoop._update_ema": {
         "52d365ef94fbd8cd": "guided-diffusion 22e0df8",
     },
+    "guided_diffusion.TrainLoop.forward_backward": {
+        "37cf20cbb8bd6fd2": "guided-diffusion 22e0df8",
+    },
+    "guided_diffusion.TrainLoop.log_loss_dict": {
+        "1bb9df843f9a6c7a": "guided-diffusion 22e0df8",
+    },
     "guided_diffusion.TrainLoop.update_ema": {
         "de9e38975af84aa0": "guided-diffusion 22e0df8",
     },
@@ -352,6 +358,12 @@ KNOWN: Mapping[str, Mapping[str, str]] = {
     },
     "improved_diffusion.TrainLoop._log_grad_norm": {
         "53f1b3cc8a39e0b1": "improved-diffusion 1bc7bbb",
+    },
+    "improved_diffusion.TrainLoop.forward_backward": {
+        "0dcce9120be4d821": "improved-diffusion 1bc7bbb",
+    },
+    "improved_diffusion.TrainLoop.log_loss_dict": {
+        "1bb9df843f9a6c7a": "improved-diffusion 1bc7bbb",
     },
     "improved_diffusion.TrainLoop.optimize_normal": {
         "fa0d6912c0e1b811": "improved-diffusion 1bc7bbb",

@@ -152,14 +152,15 @@ class Patch:
         return Patch, (None, self.peer, self.noise, self.strict)
 
 
+def class_of(obj: Any) -> type:
+    """The class whose methods are the originals: an object's own, but for a subclass of ours."""
+    return getattr(type(obj), "originals", type(obj))
+
+
 def original(obj: Any, function: Callable[..., Any], reason: str) -> Callable[..., Any]:
     """The method of obj's class that `function` stands for, bound to obj. The reason is counted, for the summary."""
     getattr(obj, MARK).fell_back[f"{function.__name__}: {reason}"] += 1
-    for cls in type(obj).__mro__:
-        found = vars(cls).get(function.__name__)
-        if found is not None and found is not function:
-            return found.__get__(obj)
-    raise AttributeError(f"{type(obj).__name__} has no {function.__name__} of its own")
+    return MethodType(getattr(class_of(obj), function.__name__), obj)
 
 
 def apply(obj: Any, known: Callable[[Any], Peer], noise: str, strict: bool, force: bool) -> Patch:

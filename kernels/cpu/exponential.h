@@ -49,12 +49,10 @@ inline uint64_t bits_of(double x) {
   return bits;
 }
 
-// c[0] + c[1] x + ..
-template <int N> FASTDDPM_INLINE double polynomial(const double (&c)[N], double x) {
-  double p = c[N - 1];
-#pragma GCC unroll 32
-  for (int i = N - 2; i >= 0; --i) p = p * x + c[i];
-  return p;
+// c[0] + c[1] x + .., without a loop, which a compiler might leave inside the one that is to become vectors
+template <int I = 0, int N> FASTDDPM_INLINE double polynomial(const double (&c)[N], double x) {
+  if constexpr (I == N - 1) return c[I];
+  else return polynomial<I + 1>(c, x) * x + c[I];
 }
 
 constexpr double kLn2 = 0x1.62e42feep-1, kLn2Rest = 0x1.a39ef35793c76p-33;  // n times the first is exact

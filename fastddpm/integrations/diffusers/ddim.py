@@ -7,12 +7,14 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from torch import Tensor
 
 from ...coefficients import epsilon_of, x_0_of
+from ..compiled import but_compiled
 from ..patch import MARK, Method, Peer, original
 from ..tables import cached
 from . import noising
 from .walk import Walk, bound_of, stepped, why_not
 
 
+@but_compiled
 def step(
     self: Any,
     model_output: Tensor,

@@ -7,6 +7,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from torch import Tensor
 
 from ...coefficients import x_0_of
+from ..compiled import but_compiled
 from ..patch import MARK, Method, Peer, original
 from ..tables import cached
 from . import noising
@@ -15,6 +16,7 @@ from .walk import Walk, bound_of, stepped, why_not
 VARIANCE_TYPES = ("fixed_small", "fixed_small_log", "fixed_large", "learned_range")
 
 
+@but_compiled
 def step(
     self: Any, model_output: Tensor, timestep: Any, sample: Tensor, generator: Any = None, return_dict: bool = True
 ) -> DDPMSchedulerOutput | tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from ...samplers import Levels
 from ...samplers.dpm_solver import differences, weight_of
 from ...samplers.one_step import ancestral, straight
+from ..compiled import but_compiled
 from ..patch import MARK, Method, Patch, Peer, original
 from ..tables import cached
 from .sigmas import ADD_NOISE, NOT_OURS, Rows, columns_of, falling, levels_of, step_index, unlike, why_not
@@ -18,6 +19,7 @@ PREDICTIONS = ("epsilon", "sample", "v_prediction")
 ORDERS = {"dpmsolver++": (1, 2, 3), "sde-dpmsolver++": (1, 2)}
 
 
+@but_compiled
 def step(
     self: Any,
     model_output: Tensor,

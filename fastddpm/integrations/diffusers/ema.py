@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..compiled import but_compiled
 from ..patch import Method, Peer, original
 
 
+@but_compiled
 @torch.no_grad()
 def step(self: Any, parameters: Iterable[Tensor]) -> None:
     if isinstance(parameters, torch.nn.Module):

@@ -6,6 +6,7 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from torch import Tensor
 
 from ...samplers.one_step import straight
+from ..compiled import but_compiled
 from ..patch import MARK, Method, Patch, Peer, original
 from ..tables import cached
 from .sigmas import (
@@ -26,6 +27,7 @@ from .sigmas import (
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v_prediction", "sample": "sample", "original_sample": "sample"}
 
 
+@but_compiled
 def step(
     self: Any,
     model_output: Tensor,

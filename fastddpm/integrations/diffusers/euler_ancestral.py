@@ -6,6 +6,7 @@ from diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncest
 from torch import Tensor
 
 from ...samplers.one_step import ancestral
+from ..compiled import but_compiled
 from ..patch import MARK, Method, Peer, original
 from ..tables import cached
 from .euler import why_not_by_sigmas
@@ -25,6 +26,7 @@ from .sigmas import (
 from .walk import drawn
 
 
+@but_compiled
 def step(
     self: Any, model_output: Tensor, timestep: Any, sample: Tensor, generator: Any = None, return_dict: bool = True
 ) -> EulerAncestralDiscreteSchedulerOutput | tuple[Tensor, Tensor]:

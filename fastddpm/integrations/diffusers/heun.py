@@ -7,6 +7,7 @@ from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteSchedulerO
 from torch import Tensor
 
 from ...samplers.one_step import straight
+from ..compiled import but_compiled
 from ..patch import MARK, Method, Patch, Peer, original
 from ..tables import cached
 from .sigmas import (
@@ -24,10 +25,12 @@ from .sigmas import (
 from .walk import bound_of
 
 
+@but_compiled
 def scale_model_input(self: Any, sample: Any, timestep: Any) -> Any:
     return scaled_input(self, sample, timestep)
 
 
+@but_compiled
 def step(
     self: Any, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True
 ) -> HeunDiscreteSchedulerOutput | tuple[Tensor, Tensor]:

@@ -6,11 +6,13 @@ from torch import Tensor
 
 from ...functional import q_sample, velocity
 from ...schedule import NoiseSchedule
+from ..compiled import but_compiled
 from ..patch import MARK, Method, original
 from ..tables import cached
 from .walk import HALF
 
 
+@but_compiled
 def add_noise(self: Any, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     why = _why_not(self, original_samples, noise, timesteps)
     if not why:
@@ -21,6 +23,7 @@ def add_noise(self: Any, original_samples: Tensor, noise: Tensor, timesteps: Ten
     return original(self, add_noise, why)(original_samples, noise, timesteps)
 
 
+@but_compiled
 def get_velocity(self: Any, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     why = _why_not(self, sample, noise, timesteps)
     if not why:

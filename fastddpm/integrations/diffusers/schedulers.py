@@ -7,7 +7,7 @@ import diffusers
 
 from ...checks import check_one_of
 from ..patch import NOISES, Patch, Peer
-from . import ddim, ddpm, dpm_solver, euler, euler_ancestral, heun, noising, sigmas, uni_pc
+from . import ddim, ddpm, dpm_solver, euler, euler_ancestral, heun, uni_pc
 
 
 class Kernels:
@@ -19,6 +19,7 @@ class Kernels:
     """
 
     peer: ClassVar[Peer]
+    originals: ClassVar[type]
 
     @cached_property
     def _fastddpm(self) -> Patch:
@@ -33,9 +34,11 @@ class Kernels:
         check_one_of("noise", noise, NOISES)
         self._fastddpm.noise = noise
 
-    def __init_subclass__(cls) -> None:
-        """A saved pipeline names its scheduler's module: diffusers', so that it loads where fastddpm is not installed."""
-        cls.__module__ = cls.__mro__[2].__module__
+    def __init_subclass__(cls, peer: Peer) -> None:
+        cls.peer, cls.originals = peer, cls.__mro__[2]
+        for method in peer.methods:
+            setattr(cls, method.name, method.function)
+        cls.__module__ = cls.originals.__module__  # a saved pipeline names it, and is to load where fastddpm is not installed
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _bare, (type(self).__name__,), vars(self)  # the module that a pickle would look into is diffusers'
@@ -46,37 +49,22 @@ def _bare(name: str) -> Any:
     return cls.__new__(cls)
 
 
-class DDPMScheduler(Kernels, diffusers.DDPMScheduler):
-    peer = ddpm.PEER
-    step, add_noise, get_velocity = ddpm.step, noising.add_noise, noising.get_velocity
+class DDPMScheduler(Kernels, diffusers.DDPMScheduler, peer=ddpm.PEER): ...
 
 
-class DDIMScheduler(Kernels, diffusers.DDIMScheduler):
-    peer = ddim.PEER
-    step, add_noise, get_velocity = ddim.step, noising.add_noise, noising.get_velocity
+class DDIMScheduler(Kernels, diffusers.DDIMScheduler, peer=ddim.PEER): ...
 
 
-class EulerDiscreteScheduler(Kernels, diffusers.EulerDiscreteScheduler):
-    peer = euler.PEER
-    step, add_noise, get_velocity = euler.step, sigmas.add_noise, sigmas.get_velocity
-    scale_model_input = sigmas.scale_model_input
+class EulerDiscreteScheduler(Kernels, diffusers.EulerDiscreteScheduler, peer=euler.PEER): ...
 
 
-class EulerAncestralDiscreteScheduler(Kernels, diffusers.EulerAncestralDiscreteScheduler):
-    peer = euler_ancestral.PEER
-    step, add_noise, scale_model_input = euler_ancestral.step, sigmas.add_noise, sigmas.scale_model_input
+class EulerAncestralDiscreteScheduler(Kernels, diffusers.EulerAncestralDiscreteScheduler, peer=euler_ancestral.PEER): ...
 
 
-class HeunDiscreteScheduler(Kernels, diffusers.HeunDiscreteScheduler):
-    peer = heun.PEER
-    step, add_noise, scale_model_input = heun.step, sigmas.add_noise, heun.scale_model_input
+class HeunDiscreteScheduler(Kernels, diffusers.HeunDiscreteScheduler, peer=heun.PEER): ...
 
 
-class DPMSolverMultistepScheduler(Kernels, diffusers.DPMSolverMultistepScheduler):
-    peer = dpm_solver.PEER
-    step, add_noise = dpm_solver.step, sigmas.add_noise
+class DPMSolverMultistepScheduler(Kernels, diffusers.DPMSolverMultistepScheduler, peer=dpm_solver.PEER): ...
 
 
-class UniPCMultistepScheduler(Kernels, diffusers.UniPCMultistepScheduler):
-    peer = uni_pc.PEER
-    step, add_noise = uni_pc.step, sigmas.add_noise
+class UniPCMultistepScheduler(Kernels, diffusers.UniPCMultistepScheduler, peer=uni_pc.PEER): ...

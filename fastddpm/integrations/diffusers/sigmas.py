@@ -12,6 +12,7 @@ from ...functional import arithmetic
 from ...rows import NoisingRow, pack
 from ...samplers import Levels
 from ...tables import Tables
+from ..compiled import but_compiled
 from ..patch import MARK, Method, Patch, original
 from ..tables import cached
 from .walk import HALF, finite_rows, unfit
@@ -117,6 +118,7 @@ def upcast_step(rows: Rows, i: int, output: Tensor, sample: Tensor, noise: Tenso
 # ---- scale_model_input, add_noise, get_velocity ----
 
 
+@but_compiled
 def scale_model_input(self: Any, sample: Any, timestep: Any) -> Any:
     scaled = scaled_input(self, sample, timestep)
     self.is_scale_input_called = True
@@ -178,6 +180,7 @@ def _packed(owner: Noising) -> Tensor:
     return pack(owner.row)
 
 
+@but_compiled
 def add_noise(self: Any, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     why = "flow sigmas" if getattr(self.config, "use_flow_sigmas", False) else ""
     if not why:
@@ -199,6 +202,7 @@ def _noising_of(sigmas: Tensor, timesteps: Tensor, preserving: bool) -> Noising:
     return Noising(NoisingRow(a, s * a), timesteps, len(timesteps) - 1 if preserving else -1)
 
 
+@but_compiled
 def get_velocity(self: Any, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     why = "timesteps that are no floating tensor"
     if isinstance(timesteps, Tensor) and timesteps.is_floating_point():

@@ -11,6 +11,7 @@ from ...samplers import Levels
 from ...samplers.dpm_solver import phi
 from ...samplers.one_step import straight
 from ...samplers.uni_pc import weights
+from ..compiled import but_compiled
 from ..patch import MARK, Method, Patch, Peer, original
 from ..tables import cached
 from .sigmas import ADD_NOISE, NOT_OURS, Noising, Rows, columns_of, falling, levels_of, step_index, unlike, why_not
@@ -18,6 +19,7 @@ from .sigmas import ADD_NOISE, NOT_OURS, Noising, Rows, columns_of, falling, lev
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 
 
+@but_compiled
 def step(
     self: Any, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True
 ) -> SchedulerOutput | tuple[Tensor]:

@@ -9,9 +9,9 @@ from torch import Tensor
 from ...autograd import mse_loss
 from ...noise import randn
 from ...ops import MEAN, NONE
+from ..compiled import but_compiled
 from ..patch import Method, original
 from .answered import UNFIT, answered, fits
-from .compiled import but_compiled
 from .noising import HALF, arithmetic, drawn, noised, promoted, why_not, why_not_at
 from .rows import LOSSES, X_T, Rows, rows_of
 
@@ -67,8 +67,6 @@ def _loss(objective: str, rows: Rows, output: Tensor, x_start: Tensor, t: Tensor
     if dtype in HALF and torch.is_autocast_enabled(output.device.type):
         dtype = torch.float32  # where mse_loss is computed under autocast
     dtype = torch.promote_types(dtype, rows.dtype)
-    if dtype is torch.float64:
-        output = output.to(dtype)
     loss = mse_loss(output, z, x_0, None, t, rows.on(arithmetic(dtype)), NONE if each else MEAN)
     return loss.to(dtype)
 

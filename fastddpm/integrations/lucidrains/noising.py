@@ -8,9 +8,9 @@ from torch import Tensor
 from ...autograd import noising
 from ...checks import FLOAT_DTYPES
 from ...noise import randn
+from ..compiled import but_compiled
 from ..draws import drawn_key
 from ..patch import MARK, Method, Patch, original
-from .compiled import but_compiled
 from .rows import NOISE_OF_X_0, X_0_OF_NOISE, X_0_OF_V, X_T, Rows, Table, V, rows_of
 
 HALF = (torch.float16, torch.bfloat16)

@@ -91,9 +91,7 @@ POSTERIOR = ("posterior_log_variance_clipped", "posterior_mean_coef1", "posterio
 
 def _ddpm(objective: str) -> Table:
     def make(log_variance: Tensor, k_0: Tensor, k_x: Tensor, *levels: Tensor) -> StepRow:
-        sigma = (0.5 * log_variance).exp()
-        sigma[:1] = 0  # no noise in the last step
-        return _step(X_0[objective].make(*levels), k_x, k_0, sigma)
+        return _step(X_0[objective].make(*levels), k_x, k_0, sigma=(0.5 * log_variance).exp())
 
     return Table((*POSTERIOR, *X_0[objective].buffers), make)
 

@@ -138,7 +138,7 @@ def drawn(patch: Patch, x: Tensor) -> Tensor:
 def model_output(self: Any, model: Callable[..., Any], x: Tensor, t: Tensor, model_kwargs: dict[str, Any] | None) -> Any:
     """Of the model, given the timesteps that it knows. SpacedDiffusion's map lies on the device, uploaded once."""
     kwargs = {} if model_kwargs is None else model_kwargs
-    if not hasattr(self, "timestep_map") or self._wrap_model(model) is model:
+    if not hasattr(self, "_wrap_model") or self._wrap_model(model) is model:
         return model(x, self._scale_timesteps(t), **kwargs)
 
     def table() -> Tensor:

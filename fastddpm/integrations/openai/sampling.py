@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ...functional import reverse_step
 from ...samplers import StepRows
+from ..draws import skip_randn_like
 from ..patch import MARK, original
 from .chain import ancestral, chain_of, drawn, given, implicit, model_output, why_not, why_not_output, wide
 
@@ -38,8 +39,9 @@ def stepped(
         model = given(output)
     if why:
         return original(self, method, why)(model, x, t, **options)
-    noise = drawn(patch, x) if draws and (rows.adds_noise or patch.noise == "torch") else None
-    sample, x_0 = reverse_step(output, wide(x), t, rows, noise if rows.adds_noise else "none")
+    if draws and not rows.adds_noise and patch.noise == "torch":
+        skip_randn_like(x)
+    sample, x_0 = reverse_step(output, wide(x), t, rows, drawn(patch, x) if rows.adds_noise else "none")
     return {"sample": sample, "pred_xstart": chain.prediction(x_0, output)}
 
 

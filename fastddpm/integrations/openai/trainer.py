@@ -1,12 +1,16 @@
-"""The trainers' waste outside the kernels: a loop over the parameters for an average, and one with two host reads for norms."""
+"""The trainers' waste outside the kernels: loops over the parameters for averages and norms, and a host read for every number
+that is logged."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from types import FunctionType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ...averaging import ema_update_
 from ..patch import Method, Peer, original
 
 # ---- guided-diffusion ----
@@ -14,7 +18,7 @@ from ..patch import Method, Peer, original
 
 def _update_ema(self: Any) -> None:
     params = self.mp_trainer.master_params
-    if not all(_alike(average, params) for average in self.ema_params):
+    if not _averages(self, params):
         return original(self, _update_ema, UNLIKE)()
     _average(self.ema_params, params, self.ema_rate)
 
@@ -33,7 +37,7 @@ def _compute_norms(self: Any, grad_scale: float = 1.0) -> tuple[Any, Any]:
 
 
 def optimize_normal(self: Any) -> None:
-    if not all(_alike(average, self.master_params) for average in self.ema_params):
+    if not _averages(self, self.master_params):
         return original(self, optimize_normal, UNLIKE)()
     self._log_grad_norm()
     self._anneal_lr()
@@ -51,13 +55,39 @@ def _log_grad_norm(self: Any) -> None:
 
 # ---- both ----
 
-UNLIKE = "averages that are not of the parameters' shapes, dtypes and devices"
+
+def forward_backward(self: Any, batch: Tensor, cond: dict[str, Any]) -> None:
+    """Theirs, statement for statement, in whose sight `log_loss_dict` is ours: their module keeps its own."""
+    theirs = type(self).forward_backward
+    names = theirs.__globals__
+    log = partial(log_loss_dict, names["logger"], names["log_loss_dict"])
+    FunctionType(theirs.__code__, {**names, "log_loss_dict": log}, closure=theirs.__closure__)(self, batch, cond)
+
+
+def log_loss_dict(logger: Any, theirs: Callable[..., None], diffusion: Any, ts: Tensor, losses: dict[str, Tensor]) -> None:
+    """All terms, their means and the timesteps by one host read, in place of three for each term."""
+    if {(x.dtype, x.shape, x.device) for x in losses.values()} != {(torch.float32, ts.shape, ts.device)}:
+        return theirs(diffusion, ts, losses)
+    terms = torch.stack([*losses.values()]).detach()
+    table = torch.cat((torch.nn.functional.pad(ts, (1, 0)).to(terms)[None], torch.cat((terms.mean(1)[:, None], terms), 1)))
+    (_, *steps), *rows = table.cpu().numpy()
+    for key, (mean, *values) in zip(losses, rows, strict=True):
+        logger.logkv_mean(key, float(mean))
+        for step, value in zip(steps, values, strict=True):
+            logger.logkv_mean(f"{key}_q{int(4 * int(step) / diffusion.num_timesteps)}", value)
+
+
+UNLIKE = "averages that are not of the parameters' shapes, dtypes and devices, or a rate out of [0, 1]"
 APART = "parameters without a gradient, on several devices, or not of float32"
 
 
 def _together(tensors: Sequence[Tensor]) -> bool:
     """Of one device, and of float32, which theirs sums up in."""
     return len({x.device for x in tensors}) == 1 and all(x.dtype is torch.float32 and not x.is_sparse for x in tensors)
+
+
+def _averages(self: Any, params: Sequence[Tensor]) -> bool:
+    return all(0 <= rate <= 1 for rate in self.ema_rate) and all(_alike(average, params) for average in self.ema_params)
 
 
 def _alike(averages: Sequence[Tensor], params: Sequence[Tensor]) -> bool:
@@ -71,19 +101,17 @@ def _squared_norms(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack(torch._foreach_norm([*tensors], 2)).double().square()
 
 
-@torch.no_grad()
 def _average(averages: Iterable[Sequence[Tensor]], params: Sequence[Tensor], rates: Iterable[float]) -> None:
     for average, rate in zip(averages, rates, strict=False):
-        torch._foreach_lerp_([*average], [*params], 1 - rate)
+        ema_update_(average, params, rate)
 
 
 def trainer(package: str, parts: Callable[[Any], Iterable[Any]], *methods: Method) -> Peer:
     """Of a package TrainLoop."""
-    left = (
-        "log_loss_dict, with its host reads for every term: a function of its module, which no patch changes",
-        "training in float16, but for its norms and averages",
-    )
-    return Peer(f"{package}.TrainLoop", f"{package}.train_util", methods, left, parts, functions=("update_ema",))
+    logged = Method(forward_backward, "the terms that it logs are one host read")
+    left = ("training in float16, but for its norms and averages",)
+    functions = ("update_ema", "log_loss_dict")
+    return Peer(f"{package}.TrainLoop", f"{package}.train_util", (logged, *methods), left, parts, functions=functions)
 
 
 AVERAGED = "an average is one multi-tensor call, in one pass"

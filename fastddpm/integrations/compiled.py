@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 
+from .patch import class_of
+
 
 def but_compiled(method: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(method)
     def call(self: Any, *given: Any, **named: Any) -> Any:
         if torch.compiler.is_compiling():
-            return getattr(type(self), method.__name__)(self, *given, **named)
+            return getattr(class_of(self), method.__name__)(self, *given, **named)
         return method(self, *given, **named)
 
     return call
