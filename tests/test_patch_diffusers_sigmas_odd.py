@@ -1,0 +1,287 @@
+"""diffusers' schedulers that walk a list of sigmas, patched: every odd call, what is drawn, and what is noised."""
+
+import itertools
+
+import pytest
+import torch
+from sampling_loops import every
+from torch.utils._python_dispatch import TorchDispatchMode
+
+pytest.importorskip("diffusers")
+pytest.importorskip("scipy")  # for beta sigmas
+
+import diffusers
+from sigma_loops import (
+    ANCESTRAL,
+    EULER,
+    LARGEST,
+    NAMES,
+    OUT,
+    PREDICTIONS,
+    SDE,
+    SOLVER,
+    UNIPC,
+    X,
+    Z,
+    agree,
+    agree_in_all,
+    far,
+    outcome,
+    output_of,
+    pair,
+    scaled,
+    walked,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # theirs
+
+ODD_STEPS = {
+    "an int": lambda t: (OUT, int(t), X),
+    "a float": lambda t: (OUT, float(t), X),
+    "of one dimension": lambda t: (OUT, t.reshape(1), X),
+    "not one of the timesteps": lambda t: (OUT, t + 0.5, X),
+    "None": lambda t: (OUT, None, X),
+    "output of one channel": lambda t: (OUT[:, :1], t, X),
+    "output of twice the channels": lambda t: (torch.cat((OUT, OUT), 1), t, X),
+    "output in half": lambda t: (OUT.bfloat16(), t, X),
+    "sample in half": lambda t: (OUT, t, X.half()),
+    "output in double": lambda t: (OUT.double(), t, X),
+    "sample in double": lambda t: (OUT, t, X.double()),
+    "both in half": lambda t: (OUT.half(), t, X.half()),
+    "of vectors": lambda t: (OUT[:, 0, 0], t, X[:, 0, 0]),
+    "of numbers": lambda t: (OUT[0, 0, 0, 0], t, X[0, 0, 0, 0]),
+    "no samples": lambda t: (OUT[:0], t, X[:0]),
+    "integers": lambda t: (OUT.long(), t, X.long()),
+    "arrays": lambda t: (OUT.numpy(), t, X.numpy()),
+    "channels_last": lambda t: (OUT.to(memory_format=torch.channels_last), t, X.to(memory_format=torch.channels_last)),
+    "transposed": lambda t: (OUT.transpose(1, 3), t, X.transpose(1, 3)),
+    "with a gradient": lambda t: (OUT.clone().requires_grad_(), t, X.clone().requires_grad_()),
+}
+
+
+@pytest.mark.parametrize(("steps", "prediction"), [(None, "epsilon"), *((4, prediction) for prediction in PREDICTIONS)])
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("case", ODD_STEPS)
+def test_odd_steps_end_as_the_original_s(case, name, steps, prediction):
+    plain, patched = scaled(*pair(name, steps, prediction_type=prediction))
+    for t in plain.timesteps[1:4]:
+        torch.manual_seed(0)
+        wanted = outcome(plain.step, *ODD_STEPS[case](t))
+        torch.manual_seed(0)
+        came = outcome(patched.step, *ODD_STEPS[case](t))
+        if isinstance(wanted, type):
+            assert came is wanted
+            return
+        agree(wanted.to_tuple(), came.to_tuple(), 2e-2 if "half" in case else LARGEST)  # theirs rounds each product
+        for one, other in zip(wanted.to_tuple(), came.to_tuple(), strict=True):
+            assert getattr(one, "requires_grad", False) == getattr(other, "requires_grad", False)
+    agree(plain.step_index, patched.step_index)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_gradient_flows_through_a_loop(name):
+    grads = []
+    for each in scaled(*pair(name, prediction_type="v_prediction")):  # of epsilon such a loop is chaotic
+        torch.manual_seed(0)
+        x = first = X.clone().requires_grad_()
+        for t in each.timesteps:
+            x = each.step(output_of(x, t), t, x).prev_sample
+        x.square().sum().backward()
+        grads.append(first.grad)
+    agree(grads[0], grads[1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_beyond_the_last_ends_as_the_original_s(name):
+    plain, patched = scaled(*pair(name, 2))
+    ends = [[outcome(each.step, OUT, plain.timesteps[-1], X) for _ in range(5)] for each in (plain, patched)]
+    assert [isinstance(end, type) for end in ends[0]] == [isinstance(end, type) for end in ends[1]]
+    assert ends[0][-1] is ends[1][-1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_may_return_a_tuple_and_begin_later(name):
+    plain, patched = pair(name)
+    for each in (plain, patched):
+        each.set_begin_index(2)
+        each.scale_model_input(X, each.timesteps[2])
+        torch.manual_seed(0)
+        each.results = [each.step(OUT, t, X, return_dict=False) for t in each.timesteps[2:5]]
+    agree(plain.results, patched.results)
+    assert not patched._fastddpm.fell_back
+
+
+@pytest.mark.parametrize("name", [EULER, ANCESTRAL])
+def test_a_step_without_scale_model_input_warns(name, caplog):
+    _, patched = pair(name)
+    logger = diffusers.utils.logging.get_logger("diffusers")
+    logger.addHandler(caplog.handler)
+    patched.step(OUT, patched.timesteps[0], X)
+    logger.removeHandler(caplog.handler)
+    assert "scale_model_input" in caplog.text
+
+
+def test_given_noise_is_taken():
+    plain, patched = pair(SOLVER, **SDE)
+    for noise in (Z[:2, :1].expand(2, 3, 4, 4), Z[:1, :1, :1], Z[:2, :1].expand(2, 3, 4, 4).double()):
+        for _, wanted, came in itertools.islice(walked(plain, patched, variance_noise=noise), 2):
+            agree_in_all(plain, patched, wanted, came)
+        for each in (plain, patched):
+            each.set_timesteps(6)
+
+
+GENERATORS = {
+    "one": lambda: torch.Generator().manual_seed(3),
+    "a list": lambda: [torch.Generator().manual_seed(i) for i in range(2)],
+    "torch's own": lambda: None,
+}
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+@pytest.mark.parametrize(("name", "config"), [(ANCESTRAL, {}), (SOLVER, SDE), (EULER, {})], ids=["ancestral", "sde", "euler"])
+def test_a_generator_is_drawn_from_as_by_the_original(name, config, kind):
+    states = []
+    for each in scaled(*pair(name, **config)):
+        torch.manual_seed(0)
+        generator, x = GENERATORS[kind](), X[:2]
+        for t in each.timesteps:
+            x = each.step(output_of(x, t), t, x, generator=generator).prev_sample
+        some = generator if isinstance(generator, list) else [generator] if generator is not None else []
+        states.append((x, torch.get_rng_state(), *(one.get_state() for one in some)))
+    agree(states[0][0], states[1][0])
+    assert all(torch.equal(one, other) for one, other in zip(states[0][1:], states[1][1:], strict=True))
+
+
+@pytest.mark.parametrize(("name", "config"), [(ANCESTRAL, {}), (SOLVER, SDE)], ids=["ancestral", "sde"])
+def test_philox_makes_normals_of_the_generator_s_seed(name, config):
+    x, deviations = torch.zeros(2, 64, 32, 32), []
+    for each in scaled(pair(name, **config)[0], pair(name, noise="philox", **config)[1]):
+        first = [each.step(x, each.timesteps[0], x, generator=torch.Generator().manual_seed(0)).prev_sample]
+        each.set_timesteps(6)
+        scaled(each, each)
+        first += [
+            each.step(x, each.timesteps[0], x, generator=torch.Generator().manual_seed(seed)).prev_sample for seed in (0,)
+        ]
+        assert torch.equal(*first) and not torch.equal(first[0][0], first[0][1])
+        deviations.append(float(first[0].std()))
+    assert abs(deviations[0] / deviations[1] - 1) < 1e-2
+
+
+# ---- add_noise, get_velocity ----
+
+
+def noisings(name):
+    return ("add_noise", "get_velocity") if name == EULER else ("add_noise",)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("name", NAMES)
+def test_noised_as_the_original_does_or_nearer(name, dtype):
+    for steps in (None, 6):
+        plain, patched = pair(name, steps)
+        at = torch.tensor([0, 3, 3, len(plain.timesteps) - 1, 1, 2])
+        x, z, t = torch.randn(6, 3, 4, 4), torch.randn(6, 3, 4, 4), plain.timesteps[at]
+        for method in noisings(name):
+            right = getattr(plain, method)(x.to(dtype).double(), z.to(dtype).double(), t)
+            wanted, came = (getattr(each, method)(x.to(dtype), z.to(dtype), t) for each in (plain, patched))
+            assert came.dtype is wanted.dtype and far(came, right) <= far(wanted, right) + torch.finfo(torch.float32).eps + (
+                torch.finfo(dtype).eps if dtype is not torch.float64 else 0
+            )
+        assert not patched._fastddpm.fell_back
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_noised_for_the_step_that_comes(name):
+    """As pipelines do: before the first step, and for inpainting after each."""
+    plain, patched = pair(name)
+    for each in (plain, patched):
+        each.set_begin_index(1)
+    for t in plain.timesteps[1:]:
+        for given in (t.expand(3), t.reshape(1)):
+            agree(plain.add_noise(X, Z, given), patched.add_noise(X, Z, given))
+        for each in (plain, patched):
+            each.scale_model_input(X, t)
+            torch.manual_seed(0)
+            each.step(OUT, t, X)
+    assert not patched._fastddpm.fell_back
+
+
+ODD_NOISINGS = {
+    "one that is none": lambda t: (X, Z, torch.stack((t[0], t[1], t[1] + 0.25))),
+    "one for all": lambda t: (X, Z, t[:1]),
+    "without dimensions": lambda t: (X, Z, t[0]),
+    "of two dimensions": lambda t: (X, Z, t[:3, None]),
+    "int32": lambda t: (X, Z, t[:3].int()),
+    "int64": lambda t: (X, Z, t[:3].long()),
+    "in double": lambda t: (X, Z, t[:3].double()),
+    "in float": lambda t: (X, Z, t[:3].float()),
+    "in half": lambda t: (X, Z, t[:3].half()),
+    "an int": lambda t: (X, Z, int(t[0])),
+    "a list": lambda t: (X, Z, t[:3].tolist()),
+    "of another number": lambda t: (X, Z, t[:2]),
+    "noise of one sample": lambda t: (X, Z[:1], t[:3]),
+    "noise in double": lambda t: (X, Z.double(), t[:3]),
+    "an integer image": lambda t: (X.byte(), Z, t[:3]),
+    "no samples": lambda t: (X[:0], Z[:0], t[:0]),
+    "transposed": lambda t: (X.transpose(1, 3), Z.transpose(1, 3), t[:3]),
+    "noise that wants a gradient": lambda t: (X, Z.clone().requires_grad_(), t[:3]),
+    "an image that wants a gradient": lambda t: (X.clone().requires_grad_(), Z, t[:3]),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("case", ODD_NOISINGS)
+def test_an_odd_noising_ends_as_the_original_s(case, name):
+    for steps, method in every((None, 5), noisings(name)):
+        plain, patched = pair(name, steps)
+        wanted, came = (outcome(getattr(each, method), *ODD_NOISINGS[case](plain.timesteps)) for each in (plain, patched))
+        if isinstance(wanted, torch.Tensor):
+            agree(wanted, came, 1e-6)
+            assert came.requires_grad == wanted.requires_grad
+        else:
+            assert came is wanted
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_of_equal_timesteps_the_second_is_noised_for_and_unknown_ones_as_there(name):
+    plain, patched = pair(name)
+    for each in (plain, patched):
+        each.timesteps = each.timesteps.clone()
+        each.timesteps[2:4] = each.timesteps[1]
+    agree(plain.add_noise(X, Z, plain.timesteps[:3]), patched.add_noise(X, Z, plain.timesteps[:3]), 1e-6)
+    if name in (SOLVER, UNIPC):  # they take the last step for it
+        unknown = torch.tensor([3, 5, 7])
+        agree(plain.add_noise(X, Z, unknown), patched.add_noise(X, Z, unknown), 1e-6)
+    assert not patched._fastddpm.fell_back
+    made = patched._fastddpm.tables["add_noise"][3]
+    given = torch.cat((plain.timesteps, plain.timesteps[:1] + 0.5, torch.tensor([-7.0, 5000.0]))).to(made.values.dtype)
+    assert torch.equal(made.looked_up(given), made.index(given, given.device))  # as on a device
+
+
+class Reads(TorchDispatchMode):
+    """The ops that wait for a device."""
+
+    def __init__(self):
+        super().__init__()
+        self.ops = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.ops += [func] if func.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero) else []
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_read_but_the_first_timestep(name):
+    plain, patched = pair(name)
+    counts = []
+    for each in (plain, patched):
+        each.add_noise(X, Z, each.timesteps[1:4])
+        each.scale_model_input(X, each.timesteps[0])
+        each.step(OUT, each.timesteps[0], X)
+        with Reads() as reads:
+            each.add_noise(X, Z, each.timesteps[1:4])
+            for t in each.timesteps[1:4]:
+                each.scale_model_input(X, t)
+                each.step(OUT, t, X)
+        counts.append(len(reads.ops))
+    assert counts[0] >= 6 and counts[1] == 0
