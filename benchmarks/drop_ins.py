@@ -68,7 +68,7 @@ class Counts(TorchDispatchMode):
 
 
 def counted(call: Callable[[], Any], shape: tuple[int, ...]) -> Counts:
-    """Of a warm call. What the dispatcher does not see: a table that numpy hands over, an upload on a GPU, and tolist, a read."""
+    """Of a warm call. The dispatcher does not see a table that numpy hands over, an upload on a GPU, nor tolist, a read."""
     call()
     from_numpy, tolist = torch.from_numpy, torch.Tensor.tolist
     with Counts(torch.Size(shape).numel()) as counts:

@@ -51,6 +51,14 @@ def test_the_pipeline_draws():
     assert main("patch_diffusers_pipeline")(3).shape == (4, 8, 8, 1)
 
 
+def test_openai_s_sampling_script_draws():
+    checkout = Path(os.environ.get("FASTDDPM_PEERS", "nowhere")) / "guided"
+    if not checkout.exists():
+        pytest.skip("FASTDDPM_PEERS names no folder with a checkout of guided-diffusion")
+    sample = main("patch_openai_sampling")(str(checkout), "2")
+    assert sample.shape == (2, 3, 64, 64) and sample.abs().max() <= 1
+
+
 def test_the_plain_loop_trains_and_draws():
     pytest.importorskip("diffusers")
     run = subprocess.run([sys.executable, EXAMPLES / "train_plain_loop.py", "2"], capture_output=True, text=True, timeout=300)
