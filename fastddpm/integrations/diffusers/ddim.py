@@ -29,7 +29,7 @@ def step(
     patch, config = getattr(self, MARK), self.config
     why = _why_not(self, config, eta, generator, variance_noise, sample)
     if not why:
-        walk = _walk_of(self, patch, config, float(eta), bool(use_clipped_model_output))
+        walk = _walk_of(self, patch, config, eta, use_clipped_model_output)
         row = walk.row(timestep, self.timesteps)
         why = why_not(patch, walk, row, model_output, sample, config.prediction_type == "sample")
         if not why:
@@ -53,11 +53,14 @@ def _why_not(self: Any, config: Any, eta: Any, generator: Any, variance_noise: A
 
 
 def _walk_of(self: Any, patch: Any, config: Any, eta: float, clipped: bool) -> Walk:
-    seen = (self.alphas_cumprod, self.final_alpha_cumprod, self.timesteps, config, self.num_inference_steps)
-    return cached(patch, ("step", eta, clipped), seen, lambda: _walk(*seen, eta, clipped))
+    of = (self.alphas_cumprod, self.final_alpha_cumprod, self.timesteps, config, self.num_inference_steps)
+    seen = (*of, config.prediction_type, eta, clipped)
+    return cached(patch, "step", seen, lambda: _walk(*seen))
 
 
-def _walk(abar: Tensor, final: Tensor, timesteps: Tensor, config: Any, steps: int, eta: float, clipped: bool) -> Walk:
+def _walk(
+    abar: Tensor, final: Tensor, timesteps: Tensor, config: Any, steps: int, prediction_type: str, eta: float, clipped: bool
+) -> Walk:
     """In diffusers' own float32, as DDPM's. A step goes from t to t - T // S, whatever the spacing of the timesteps."""
     t = timesteps.cpu()
     earlier = t - config.num_train_timesteps // steps
@@ -68,8 +71,8 @@ def _walk(abar: Tensor, final: Tensor, timesteps: Tensor, config: Any, steps: in
     sigma = eta * ((1 - after) / (1 - before) * (1 - before / after)).sqrt()
     direction = (1 - after - sigma**2).sqrt().double()
     k_0 = after.sqrt().double()
-    p_x, p_o = x_0_of(a, s, config.prediction_type)
-    e_x, e_o = epsilon_of(a, s, config.prediction_type)
+    p_x, p_o = x_0_of(a, s, prediction_type)
+    e_x, e_o = epsilon_of(a, s, prediction_type)
     columns = {"p_x": p_x, "p_o": p_o, "bound": bound_of(config, a), "k_0": k_0, "sigma": sigma}
     if clipped:  # eps_hat of the clipped x_0_hat
         columns |= {"k_x": direction / s, "k_0": k_0 - direction * a / s}

@@ -35,11 +35,11 @@ def step(
 
 def _walk_of(self: Any, patch: Any, config: Any) -> Walk:
     spaced = bool(self.custom_timesteps or self.num_inference_steps)
-    seen = (self.alphas_cumprod, self.timesteps, config, spaced, self.variance_type)
+    seen = (self.alphas_cumprod, self.timesteps, config, spaced, self.variance_type, config.prediction_type)
     return cached(patch, "step", seen, lambda: _walk(*seen))
 
 
-def _walk(abar: Tensor, timesteps: Tensor, config: Any, spaced: bool, variance_type: str) -> Walk:
+def _walk(abar: Tensor, timesteps: Tensor, config: Any, spaced: bool, variance_type: str, prediction_type: str) -> Walk:
     """In diffusers' own float32, rounding by rounding: at small t its beta has three digits, and its images too.
 
     Without set_timesteps a step goes from t to t - 1, else to the next of the timesteps.
@@ -50,7 +50,7 @@ def _walk(abar: Tensor, timesteps: Tensor, config: Any, spaced: bool, variance_t
     alpha = before / after
     beta = 1 - alpha
     small = ((1 - after) / (1 - before) * beta).clamp(min=1e-20)
-    p_x, p_o = x_0_of(before.sqrt().double(), (1 - before).sqrt().double(), config.prediction_type)
+    p_x, p_o = x_0_of(before.sqrt().double(), (1 - before).sqrt().double(), prediction_type)
     columns = {
         "p_x": p_x,
         "p_o": p_o,
