@@ -4,7 +4,7 @@ The network is a tensor that was computed before.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from .networks import NETWORKS
 
 SHAPES = ((1, 3, 8, 8), (16, 3, 32, 32), (64, 3, 64, 64))
 STEPS, AT = 50, 25
@@ -25,6 +27,8 @@ class Case(NamedTuple):
     draws: bool = False
     """Whether it draws noise, so that there is a philox to compare."""
     shapes: tuple[tuple[int, ...], ...] = SHAPES
+    parts: Callable[[Any], Iterable[Any]] = lambda each: (each,)
+    """What is patched of it."""
 
 
 # ---- diffusers ----
@@ -167,3 +171,55 @@ def lucidrains_cases() -> dict[str, Case]:
         "lucidrains' p_losses": Case(diffusion, p_losses, draws=True),
         "lucidrains' p_sample": Case(diffusion, p_sample, draws=True),
     }
+
+
+# ---- whole steps, with their network ----
+
+
+class Training:
+    """A step of diffusers' training script: its scheduler, its average, torch's optimizer as it comes."""
+
+    def __init__(self, network: Callable[[], torch.nn.Module]):
+        from diffusers import DDPMScheduler
+        from diffusers.training_utils import EMAModel
+
+        torch.manual_seed(0)
+        self.model = network()
+        self.scheduler, self.ema = DDPMScheduler(), EMAModel(self.model.parameters())
+        self.optimizer = torch.optim.AdamW(self.model.parameters())
+
+    def step(self, x: Tensor, other: Tensor) -> None:
+        noise, t = torch.randn_like(x), torch.randint(1000, (len(x),))
+        output = self.model(self.scheduler.add_noise(x, noise, t), t)
+        torch.nn.functional.mse_loss(getattr(output, "sample", output), noise).backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.step(self.model.parameters())
+
+
+class Sampling:
+    """Twenty steps of a pipeline's loop."""
+
+    def __init__(self, network: Callable[[], torch.nn.Module]):
+        from diffusers import DDPMScheduler
+
+        self.model, self.scheduler = network().eval(), DDPMScheduler()
+
+    def loop(self, x: Tensor, other: Tensor) -> Tensor:
+        self.scheduler.set_timesteps(20)
+        with torch.no_grad():
+            for t in self.scheduler.timesteps:
+                output = self.model(x, t.expand(len(x)))
+                x = self.scheduler.step(getattr(output, "sample", output), t, x).prev_sample
+        return x
+
+
+def whole_cases() -> dict[str, Case]:
+    cases = {}
+    for network in (NETWORKS["mlp"], NETWORKS["small"]):
+        shapes = tuple((batch, *network.sample_shape) for batch in (1, 16))
+        training, sampling = (lambda kind=kind, make=network.make: kind(make) for kind in (Training, Sampling))
+        cases[f"training step, {network.title}"] = Case(training, Training.step, False, shapes, lambda t: (t.scheduler, t.ema))
+        cases[f"DDPM loop of 20, {network.title}"] = Case(sampling, Sampling.loop, True, shapes, lambda s: (s.scheduler,))
+    return cases

@@ -18,7 +18,7 @@ import fastddpm as fd
 
 from . import clock, table
 from .docs import ROOT, between, markdown
-from .drop_in_cases import Case, diffusers_cases, lucidrains_cases, openai_cases
+from .drop_in_cases import Case, diffusers_cases, lucidrains_cases, openai_cases, whole_cases
 
 WITH, WITHOUT = "patched", "original"
 READS = ("_local_scalar_dense", "item", "nonzero", "masked_select", "equal", "is_nonzero")
@@ -31,7 +31,8 @@ def objects(case: Case) -> dict[str, Any]:
     """{column: an object of its own}."""
     made = {name: case.make() for name in (WITHOUT, WITH, *(["philox"] if case.draws else []))}
     for name in list(made)[1:]:
-        fd.patch(made[name], noise="torch" if name == WITH else "philox")
+        for part in case.parts(made[name]):
+            fd.patch(part, noise="torch" if name == WITH else "philox")
     return made
 
 
@@ -118,8 +119,8 @@ def counts(cases: dict[str, Case]) -> str:
 def main() -> None:
     cases = {**diffusers_cases(), **openai_cases(Path(sys.argv[1] if len(sys.argv) > 1 else ".")), **lucidrains_cases()}
     document = ROOT / "docs" / "integrations.md"
-    inside = {"speeds": speeds, "counts": counts}
-    document.write_text(between(document.read_text(), "drop-ins", lambda name: inside[name](cases)))
+    inside = {"speeds": lambda: speeds(cases), "whole": lambda: speeds(whole_cases()), "counts": lambda: counts(cases)}
+    document.write_text(between(document.read_text(), "drop-ins", lambda name: inside[name]()))
 
 
 if __name__ == "__main__":
