@@ -4,6 +4,7 @@ import inspect
 import itertools
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -354,6 +355,82 @@ def test_a_change_is_noticed(cls, change):
     for _, wanted, came in walked(plain, patched):
         agree(wanted, came)
     torch.testing.assert_close(patched.add_noise(X, Z, t), plain.add_noise(X, Z, t))
+
+
+TIMESTEPS = {
+    "a list": [900, 500, 20],
+    "int32": torch.tensor([900, 500, 20], dtype=torch.int32),
+    "an array": np.array([900, 500, 20]),
+    "twice": torch.tensor([900, 900, 500, 500, 20]),
+    "past the end": torch.tensor([1000, 500, 20]),
+    "none": torch.tensor([], dtype=torch.int64),
+}
+
+
+@pytest.mark.parametrize("case", TIMESTEPS)
+@pytest.mark.parametrize("cls", [DDPM, DDIM])
+def test_assigned_timesteps_end_as_the_original_s(cls, case):
+    plain, patched = pair(cls)
+    plain.timesteps = patched.timesteps = TIMESTEPS[case]
+    for t in (500, torch.tensor(20), *TIMESTEPS[case]):
+        wanted, came = (
+            outcome(lambda each=each, t=t: each.step(OUT, t, X, generator=torch.manual_seed(0))) for each in (plain, patched)
+        )
+        assert came is wanted if isinstance(wanted, type) else not isinstance(came, type)
+        if not isinstance(wanted, type):
+            agree(wanted, came)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_same_timesteps_set_again_make_no_table(mode):
+    _, patched = pair(DDPM)
+    with mode():
+        for _ in range(2):
+            patched.set_timesteps(6)
+            patched.step(OUT, patched.timesteps[0], X)
+            first, made = patched._fastddpm.tables["step"][-1], patched._fastddpm.tables["step"][-1]
+        patched.set_timesteps(6)
+        patched.step(OUT, patched.timesteps[0], X)
+        assert patched._fastddpm.tables["step"][-1] is first is made
+        patched.timesteps[0] += 1
+        patched.step(OUT, patched.timesteps[0], X)
+    if mode is torch.no_grad:  # nobody counts what is written in inference mode
+        assert patched._fastddpm.tables["step"][-1] is not first
+
+
+def test_a_gradient_flows_to_given_variance_noise():
+    plain, patched = pair(DDIM)
+    noise = Z.clone().requires_grad_()
+    wanted, came = (each.step(OUT, plain.timesteps[0], X, eta=0.5, variance_noise=noise) for each in (plain, patched))
+    assert came.prev_sample.requires_grad
+    agree(wanted, came)
+
+
+@pytest.mark.parametrize("name", ours.__all__)
+def test_under_a_transform_the_original_is_called(name):
+    plain, patched = pair(getattr(diffusers, name))
+    t = plain.timesteps[:3]
+    grads = [torch.func.grad(lambda x, each=each: each.add_noise(x, Z, t).square().sum())(X) for each in (plain, patched)]
+    assert torch.equal(*grads)
+    patched.add_noise(X, Z, t)
+    assert not patched._fastddpm.fell_back
+
+
+def draws(each):
+    return "generator" in inspect.signature(each.step).parameters
+
+
+@pytest.mark.parametrize("name", ours.__all__)
+def test_another_default_device_changes_nothing(name):
+    plain, patched = pair(getattr(diffusers, name))
+    t, came = plain.timesteps[:3], []
+    for each, device in ((plain, "cpu"), (patched, "meta")):
+        generator = {"generator": torch.Generator("cpu").manual_seed(0)} if draws(each) else {}
+        with torch.device(device):
+            each.scale_model_input(X, t[0])
+            came.append((each.step(OUT, t[0], X, **generator).prev_sample, each.add_noise(X, Z, t)))
+    torch.testing.assert_close(*came, rtol=1e-4, atol=1e-5)
+    assert not patched._fastddpm.fell_back
 
 
 # ---- what diffusers' own tests hold (tests/schedulers, their tolerances) ----
