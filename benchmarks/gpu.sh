@@ -65,8 +65,9 @@ tune() { module gpu_tune; }
 loops() { module gpu_loops; }
 compile() { module gpu_bench --compile; }
 profile() {
-    local failed=0 TESTS=(tests/test_triton_gpu.py -k "keys_are or depend_on_the_layout or out_of_range
-        or (ops_at_every_size and key) or (variance_channels and given)")
+    local failed=0 SOME="keys_are or depend_on_the_layout or out_of_range"  # in one line: pytest's -k takes no other
+    SOME+=" or (ops_at_every_size and key) or (variance_channels and given)"
+    local TESTS=(tests/test_triton_gpu.py -k "$SOME")
     local counters=$DIR/profile.csv ncu=() sanitizer=()
     ((${#DRY[@]})) || ! command -v ncu > /dev/null ||
         ncu=(ncu --csv --print-units base --log-file "$counters" --profile-from-start off --metrics "$(module gpu_profile --metrics)")

@@ -227,3 +227,22 @@ def test_the_stage_s_tests_are_run_by_the_project_s_settings(tmp_path):
     command = [sys.executable, "-m", "pytest", "-p", "benchmarks.gpu_tests", *options.replace("$1", "test").split()]
     done = subprocess.run([*command, "--collect-only", "-k", "no test at all"], cwd=ROOT, capture_output=True, text=True)
     assert "configfile: pyproject.toml" in done.stdout, done.stdout[:2000]
+
+
+def test_the_memory_check_chooses_about_forty_tests():
+    """pytest's -k takes one line: in two it chose none, and the stage failed."""
+    chosen = "".join(re.findall(r'\bSOME\+?="([^"]*)"', (ROOT / "benchmarks/gpu.sh").read_text()))
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--collect-only",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/test_triton_gpu.py",
+        "-k",
+        chosen,
+    ]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert found.returncode == 0 and 20 <= found.stdout.count("::test_") <= 80, found.stdout
