@@ -77,7 +77,7 @@ TABLES: dict[str, Callable[[NoiseSchedule], Tensor]] = {
     "betas": lambda s: s.betas,
     "alphas_cumprod": lambda s: s.alphas_cumprod,
     "alphas_cumprod_prev": lambda s: s.alphas_cumprod_prev,
-    "alphas_cumprod_next": lambda s: torch.cat((s.alphas_cumprod[1:], torch.zeros(1))),
+    "alphas_cumprod_next": lambda s: torch.cat((s.alphas_cumprod[1:], s.alphas_cumprod.new_zeros(1))),
     "sqrt_alphas_cumprod": lambda s: s.alphas_cumprod.sqrt(),
     "sqrt_one_minus_alphas_cumprod": lambda s: (1 - s.alphas_cumprod).sqrt(),
     "log_one_minus_alphas_cumprod": lambda s: (1 - s.alphas_cumprod).log(),

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...functional import reverse_step
 from ...samplers import StepRows
-from ..draws import skip_randn_like
+from ..draws import in_layout_of, skip_randn_like
 from ..patch import MARK, original
 from .chain import ancestral, chain_of, drawn, given, implicit, model_output, why_not, why_not_output, wide
 
@@ -41,7 +41,9 @@ def stepped(
         return original(self, method, why)(model, x, t, **options)
     if draws and not rows.adds_noise and patch.noise == "torch":
         skip_randn_like(x)
-    sample, x_0 = reverse_step(output, wide(x), t, rows, drawn(patch, x) if rows.adds_noise else "none")
+    noise = drawn(patch, x) if rows.adds_noise else "none"
+    x = wide(x) if chain.prediction_type == "epsilon" else in_layout_of(output, wide(x))
+    sample, x_0 = reverse_step(output, x, t, rows, noise)
     return {"sample": sample, "pred_xstart": chain.prediction(x_0, output)}
 
 
