@@ -11,6 +11,7 @@ import numpy as np
 import openai_peers as peers
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastddpm
 from fastddpm import randn
@@ -384,6 +385,37 @@ def test_a_type_that_is_assigned_is_noticed(peer):
         d.training_losses(peers.network("FIXED_SMALL"), x, peers.BATCH, noise=noise)["loss"] for d in (plain, patched)
     )
     peers.close(got[1:], wanted[1:], ROUNDING)
+    assert not handle.fell_back
+
+
+# ---- compilers and tracers ----
+
+
+def test_a_whole_graph_compiles_as_theirs(peer):
+    x, noise = peers.images(), peers.noise_like(peers.images())
+    graphs = (
+        lambda d: d.q_sample(x, peers.BATCH, noise),
+        lambda d: d.training_losses(lambda x, t: torch.cat((x, x), 1), x, peers.BATCH, noise=noise)["loss"],
+        lambda d: d.ddim_sample(lambda x, t: torch.cat((x, x), 1), x, peers.BATCH)["pred_xstart"],
+    )
+    plain, patched, handle = peer.pair()
+    for graph in graphs:
+        torch._dynamo.reset()
+        got = torch.compile(lambda graph=graph: graph(patched), backend="eager", fullgraph=True)()
+        assert torch.equal(got, graph(plain))
+    assert not handle.fell_back
+
+
+def test_a_first_call_of_no_values_leaves_nothing_behind(peer):
+    plain, patched, handle = peer.pair()
+    model, x, noise = peers.network("LEARNED_RANGE"), peers.images(), peers.noise_like(peers.images())
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = patched.q_sample(*map(mode.from_tensor, (x, peers.BATCH, noise)))
+        patched.ddim_sample(lambda x, t: torch.cat((x, x), 1), *map(mode.from_tensor, (x, peers.BATCH)))
+    assert fake.shape == x.shape and fake.dtype is x.dtype
+    handle.fell_back.clear()
+    wanted, got = of_both(plain, patched, "ddim_sample", model, x, peers.BATCH)
+    peers.close(got["sample"], wanted["sample"], ROUNDING)
     assert not handle.fell_back
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..compiled import but_compiled
 from ..patch import Method
 from .chain import ancestral, implicit
 from .peers import diffusions
@@ -14,6 +15,7 @@ from .trainer import AVERAGED, READ_ONCE, _log_grad_norm, optimize_normal, train
 Model = Callable[..., Any]
 
 
+@but_compiled
 def p_sample(
     self: Any,
     model: Model,
@@ -27,6 +29,7 @@ def p_sample(
     return stepped(self, p_sample, ancestral, (), model, x, t, **options)
 
 
+@but_compiled
 def ddim_sample(
     self: Any,
     model: Model,

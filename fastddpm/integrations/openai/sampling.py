@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ...functional import reverse_step
 from ...samplers import StepRows
+from ..compiled import but_compiled
 from ..draws import in_layout_of, skip_randn_like
 from ..patch import MARK, original
 from .chain import ancestral, chain_of, drawn, given, implicit, model_output, why_not, why_not_output, wide
@@ -53,6 +54,7 @@ def _steered(denoised_fn: Any = None, cond_fn: Any = None, eta: Any = 0.0, **oth
     return "" if isinstance(eta, (int, float)) else "an eta that is no number"
 
 
+@but_compiled
 def p_sample(
     self: Any,
     model: Callable[..., Any],
@@ -67,6 +69,7 @@ def p_sample(
     return stepped(self, p_sample, ancestral, (), model, x, t, **options)
 
 
+@but_compiled
 def ddim_sample(
     self: Any,
     model: Callable[..., Any],
@@ -82,6 +85,7 @@ def ddim_sample(
     return stepped(self, ddim_sample, implicit, (eta,), model, x, t, **options, eta=eta)
 
 
+@but_compiled
 def ddim_reverse_sample(
     self: Any,
     model: Callable[..., Any],
