@@ -1,5 +1,6 @@
 """OpenAI's trainers, patched, beside their own: twenty steps."""
 
+import pickle
 from types import SimpleNamespace
 
 import numpy as np
@@ -133,6 +134,19 @@ def test_parameters_of_another_dtype_are_theirs(peer):
     for one, other in zip(plain.ema_params, patched.ema_params, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
     assert sum(handle.fell_back.values()) == 1
+
+
+def test_what_is_patched_already_stays_so(peer):
+    loop = peer.loop()
+    with fastddpm.patch(loop.diffusion, "philox", force=peer.twin) as first, fastddpm.patch(loop, force=peer.twin) as handle:
+        assert first.obj not in [part.obj for part in handle.parts]
+        loop.forward_backward(peers.images(), {})
+    assert not handle.fell_back and not first.fell_back
+
+
+def test_a_handle_is_pickled(peer):
+    handle = fastddpm.patch(peer.loop(), force=peer.twin)
+    assert pickle.loads(pickle.dumps(handle)).peer == handle.peer
 
 
 def test_undone_a_trainer_is_what_it_was(peer):
