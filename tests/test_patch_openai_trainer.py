@@ -1,6 +1,7 @@
 """OpenAI's trainers, patched, beside their own: twenty steps."""
 
 import pickle
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,11 +23,15 @@ class Module(torch.nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(4)
-        self.first, self.last = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 6, 3, padding=1)
+        self.layers = torch.nn.ModuleList(torch.nn.Conv2d(*io, 3, padding=1) for io in pairwise((3, 8, 8, 8, 6)))
         self.scale = torch.nn.Parameter(torch.tensor(0.1))
 
     def forward(self, x, t):
-        return self.last(torch.tanh(self.first(x) + self.scale * t.float().view(-1, 1, 1, 1) / 1000))
+        first, *between, last = self.layers
+        x = first(x) + self.scale * t.float().view(-1, 1, 1, 1) / 1000
+        for layer in between:
+            x = layer(torch.tanh(x))
+        return last(torch.tanh(x))
 
 
 @pytest.fixture(params=["twin", "twin of improved", "guided_diffusion", "improved_diffusion"])
@@ -121,6 +126,21 @@ def test_averages_and_norms_alone(peer):
     for one, other in zip(plain.ema_params, patched.ema_params, strict=True):
         torch.testing.assert_close([*other], [*one], rtol=1e-6, atol=1e-6)
     assert not handle.fell_back
+
+
+def test_norms_of_few_tensors_are_theirs(peer):
+    plain, patched = peer.loop(), peer.loop()
+    handle = fastddpm.patch(patched, force=peer.twin)
+    norms = []
+    for loop in (plain, patched):
+        peer.logged.clear()
+        keeper = getattr(loop, "mp_trainer", loop)
+        keeper.master_params = keeper.master_params[:2]
+        for p in keeper.master_params:
+            p.grad = torch.ones_like(p)
+        norms.append(keeper._compute_norms() if keeper is not loop else (keeper._log_grad_norm(), list(peer.logged)))
+    assert norms[0] == norms[1]
+    assert sum(sum(one.fell_back.values()) for one in (handle, *handle.parts)) == 1
 
 
 def test_parameters_of_another_dtype_are_theirs(peer):

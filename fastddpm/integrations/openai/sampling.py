@@ -27,8 +27,11 @@ def stepped(
     **options: Any,
 ) -> Step:
     """A step by the rows `make(chain, clip_denoised, *case)`; by the original method where an option or a tensor wants that."""
+    why = _steered(**options)
+    if why:
+        return original(self, method, why)(model, x, t, **options)
     patch, chain = getattr(self, MARK), chain_of(self)
-    why = why_not(patch, chain, x, t) or _steered(**options)
+    why = why_not(patch, chain, x, t)
     if not why:
         try:
             rows = chain.rows(make, bool(options["clip_denoised"]), *case)
