@@ -3,12 +3,15 @@
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils._python_dispatch import _disable_current_modes
+
+from .checks import describe
 
 
 @contextmanager
@@ -58,7 +61,12 @@ class Tables:
 
         Raises:
             ValueError: no step has it, or more than one (of samplers that walk a level twice).
+            TypeError: no number.
         """
+        if isinstance(timestep, Tensor) and timestep.numel() == 1:
+            timestep = timestep.item()
+        if isinstance(timestep, bool) or not isinstance(timestep, Real):
+            raise TypeError(f"timestep: expected a number, got {describe(timestep)}")
         found = (self.timesteps == timestep).nonzero().flatten().tolist()
         if len(found) != 1:
             raise ValueError(

@@ -141,6 +141,7 @@ CASES = {
         IndexError,
         r"t: expected 0 \.\. 49, got 999 \(an index of steps; of a timestep it is \.step_at\(timestep\)\)",
     ),
+    "step_at a word": (lambda: SCHEDULE.step_at("a"), TypeError, "timestep: expected a number, got str"),
     "a timestep of no step": (
         lambda: samplers.ddpm(SCHEDULE.respace(50)).step_at(1000),
         ValueError,

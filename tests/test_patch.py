@@ -1,6 +1,7 @@
 """`patch`: what it accepts, what it leaves behind, and how it is undone."""
 
 import copy
+import functools
 import pickle
 from importlib import import_module
 from types import MethodType
@@ -105,6 +106,23 @@ def test_a_subclass_that_overrides_what_is_replaced_is_refused():
         assert handle.peer.name == "diffusers.DDPMScheduler"
 
 
+class Wrapping(diffusers.DDPMScheduler):
+    @functools.wraps(diffusers.DDPMScheduler.step)
+    def step(self, *given, **named):
+        return super().step(*given, **named)
+
+
+class Finding(diffusers.EulerDiscreteScheduler):
+    def index_for_timestep(self, timestep, schedule_timesteps=None):
+        return 7
+
+
+@pytest.mark.parametrize(("cls", "name"), [(Wrapping, "step"), (Finding, "index_for_timestep")])
+def test_an_override_in_disguise_is_refused(cls, name):
+    with pytest.raises(ValueError, match=f"whose {name} is one that fastddpm does not know"):
+        fastddpm.patch(scheduler(cls))
+
+
 def test_a_subclass_that_does_not_is_taken():
     with fastddpm.patch(scheduler(Adding)) as handle:
         assert handle.obj.more() == 1 and handle.obj.step.__self__ is handle.obj
@@ -114,7 +132,15 @@ def test_twice_is_refused():
     plain = scheduler()
     with fastddpm.patch(plain), pytest.raises(ValueError, match=r"got one that is patched already .* undo"):
         fastddpm.patch(plain)
-    fastddpm.patch(plain).undo()
+    with fastddpm.patch(plain), pytest.raises(ValueError, match="patched already"):
+        fastddpm.patch(plain, force=True)
+
+
+def test_a_pipeline_without_a_scheduler_is_refused():
+    pipeline = diffusers.DDPMPipeline(torch.nn.Identity(), scheduler())
+    pipeline.scheduler = None
+    with pytest.raises(ValueError, match="expected a pipeline with a scheduler, got a DDPMPipeline without one"):
+        fastddpm.patch(pipeline)
 
 
 @pytest.mark.parametrize("unknown", [None, 3, torch.nn.Linear(2, 2), diffusers.DDPMScheduler])
@@ -155,6 +181,24 @@ def test_a_copy_is_patched_for_itself():
     assert list(vars(copied)) == list(vars(plain))
 
 
+def test_a_shallow_copy_is_patched_anew():
+    """Its methods are the first one's, as copy.copy copies attributes; until it has a patch of its own."""
+    plain = scheduler()
+    with fastddpm.patch(plain):
+        copied = copy.copy(plain)
+        with fastddpm.patch(copied) as handle:
+            assert copied.step.__self__ is copied and handle.obj is copied and plain.step.__self__ is plain
+        assert copied.step.__func__ is type(copied).step
+
+
+def test_a_method_kept_over_undo_is_the_original_s():
+    plain = scheduler()
+    with fastddpm.patch(plain):
+        step = plain.step
+    wanted = plain.step(SAMPLE, plain.timesteps[-1], SAMPLE).prev_sample
+    assert torch.equal(step(SAMPLE, plain.timesteps[-1], SAMPLE).prev_sample, wanted)
+
+
 def test_a_pickled_one_comes_back_with_its_class_s_methods():
     plain = scheduler()
     with fastddpm.patch(plain):
@@ -186,6 +230,14 @@ def test_what_falls_back_is_counted_and_told():
     ((reason, count),) = handle.fell_back.items()
     assert reason.startswith("step: thresholding") and count == 2
     assert f"fell back 2 times: {reason}" in handle.summary() and "left to the original: thresholding" in handle.summary()
+
+
+def test_reasons_do_not_grow_with_shapes():
+    plain = scheduler()
+    with fastddpm.patch(plain) as handle:
+        for n in range(2, 20):
+            plain.add_noise(SAMPLE.expand(n, 3, 4, 4), SAMPLE, torch.zeros(n, dtype=torch.int64))
+    assert len(handle.fell_back) == 1 and sum(handle.fell_back.values()) == 18
 
 
 def test_original_is_the_one_below():

@@ -1,4 +1,4 @@
-"""diffusers' schedulers, patched: every configuration against the original, and every odd call."""
+"""diffusers' schedulers, patched: DDPM's and DDIM's every configuration against the original, its published sums, pipelines."""
 
 import inspect
 import itertools
@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from diffusers_pairs import agree, pair, walked
 
 import fastddpm
 
@@ -26,48 +27,6 @@ SPACINGS = (
 )
 VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range", "other")
 CLIPS = ({"clip_sample": False}, {"clip_sample_range": 0.7}, {"thresholding": True})
-
-
-def pair(cls, steps=6, noise="torch", **config):
-    """A scheduler and a patched one of the same configuration."""
-    plain, patched = cls(**config), cls(**config)
-    fastddpm.patch(patched, noise=noise)
-    if steps:
-        plain.set_timesteps(steps)
-        patched.set_timesteps(steps)
-    return plain, patched
-
-
-def output_of(x, t, doubled):
-    """A network of no meaning."""
-    out = torch.tanh(1.3 * x + t / 1000)
-    return torch.cat((out, torch.sin(3 * x)), 1) if doubled else out
-
-
-def walked(plain, patched, dtype=torch.float32, doubled=False, **options):
-    """Both steps at every timestep, from the same x and the same generator's state."""
-    torch.manual_seed(0)
-    x = torch.randn(2, 3, 4, 4).to(dtype)
-    for t in plain.timesteps:
-        out = output_of(x, t, doubled).to(dtype)
-        state = torch.get_rng_state()
-        wanted = plain.step(out, t, x, **options)
-        after = torch.get_rng_state()
-        torch.set_rng_state(state)
-        came = patched.step(out, t, x, **options)
-        assert torch.equal(torch.get_rng_state(), after)
-        assert type(wanted) is type(came) and wanted.keys() == came.keys()
-        for one, other in zip(wanted.to_tuple(), came.to_tuple(), strict=True):
-            assert one.dtype is other.dtype and one.shape == other.shape
-        yield (out, t, x), wanted, came
-        x = wanted.prev_sample.nan_to_num(0, 1, -1).clamp(-3, 3)
-
-
-def agree(wanted, came, error=1e-5):
-    for one, other in zip(wanted.to_tuple(), came.to_tuple(), strict=True):
-        torch.testing.assert_close(
-            other, one, rtol=0, atol=error * max(1.0, float(one.abs().nan_to_num(0, 0, 0).max())), equal_nan=True
-        )
 
 
 @pytest.mark.parametrize("zero", [False, True], ids=["", "zero terminal SNR"])
@@ -158,202 +117,6 @@ def test_the_first_steps_in_half_precision_have_their_noise():
     plain, patched = pair(DDPM, steps=None)
     x, z, t = torch.zeros(1, 1, 2, 2).bfloat16(), torch.ones(1, 1, 2, 2).bfloat16(), torch.tensor([5])
     assert plain.add_noise(x, z, t).abs().max() == 0 < patched.add_noise(x, z, t).min()
-
-
-X, Z, OUT = torch.randn(3, 3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
-ODD_NOISINGS = {
-    "a timestep of -1": (X, Z, torch.tensor([-1, 0, 1])),
-    "past the end": (X, Z, torch.tensor([1000, 0, 1])),
-    "one for all": (X, Z, torch.tensor([7])),
-    "without dimensions": (X, Z, torch.tensor(7)),
-    "of two dimensions": (X, Z, torch.tensor([[1], [2], [3]])),
-    "int32": (X, Z, torch.tensor([1, 2, 3], dtype=torch.int32)),
-    "floating": (X, Z, torch.tensor([1.0, 2.0, 3.0])),
-    "no tensor": (X, Z, 7),
-    "of another number": (X, Z, torch.tensor([1, 2])),
-    "noise of one sample": (X, Z[:1], torch.tensor([1, 2, 3])),
-    "noise in double": (X, Z.double(), torch.tensor([1, 2, 3])),
-    "noise that looks like a key": (X[:, :, 0, 0].long(), torch.ones(3, 2, dtype=torch.int64), torch.tensor([1, 2, 3])),
-    "an integer image": (torch.ones(3, 2, 4, 4, dtype=torch.uint8), Z, torch.tensor([1, 2, 3])),
-    "no samples": (X[:0], Z[:0], torch.tensor([], dtype=torch.int64)),
-    "transposed": (X.transpose(1, 3), Z.transpose(1, 3), torch.tensor([1, 2, 3])),
-    "noise that wants a gradient": (X, Z.clone().requires_grad_(), torch.tensor([1, 2, 3])),
-}
-
-
-def outcome(call, *arguments):
-    try:
-        return call(*arguments)
-    except Exception as error:
-        return type(error)
-
-
-@pytest.mark.parametrize("name", ["add_noise", "get_velocity"])
-@pytest.mark.parametrize("case", ODD_NOISINGS)
-def test_an_odd_noising_ends_as_the_original_does(case, name):
-    plain, patched = pair(DDPM, steps=None)
-    wanted, came = (outcome(getattr(each, name), *ODD_NOISINGS[case]) for each in (plain, patched))
-    if isinstance(wanted, torch.Tensor):
-        torch.testing.assert_close(came, wanted, rtol=1e-6, atol=1e-6)
-        assert came.requires_grad == wanted.requires_grad
-    else:
-        assert came is wanted
-
-
-def test_a_gradient_flows_through_x_0():
-    plain, patched = pair(DDPM, steps=None)
-    grads = []
-    for each in (plain, patched):
-        x = X.clone().requires_grad_()
-        each.add_noise(x, Z, torch.tensor([1, 500, 999])).square().sum().backward()
-        grads.append(x.grad)
-    torch.testing.assert_close(*grads)
-
-
-# ---- step ----
-
-
-ODD_STEPS = {
-    "an int": (OUT, 500, X),
-    "a numpy int": (OUT, torch.tensor([500]).numpy()[0], X),
-    "of one dimension": (OUT, torch.tensor([500]), X),
-    "not one of the timesteps": (OUT, 501, X),
-    "-1": (OUT, -1, X),
-    "a float": (OUT, 500.0, X),
-    "one a sample": (OUT, torch.tensor([500, 500, 500]), X),
-    "output of one channel": (OUT[:, :1], 500, X),
-    "output of twice the channels": (torch.cat((OUT, OUT), 1), 500, X),
-    "output in half": (OUT.bfloat16(), 500, X),
-    "sample in half": (OUT, 500, X.half()),
-    "output in double": (OUT.double(), 500, X),
-    "of vectors": (OUT[:, 0, 0], 500, X[:, 0, 0]),
-    "of numbers": (OUT[0, 0, 0, 0], 500, X[0, 0, 0, 0]),
-    "integers": (OUT.long(), 500, X.long()),
-    "channels_last": (OUT.to(memory_format=torch.channels_last), 500, X.to(memory_format=torch.channels_last)),
-    "with a gradient": (OUT.clone().requires_grad_(), 500, X.clone().requires_grad_()),
-}
-
-
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize("steps", [None, 4])
-@pytest.mark.parametrize("cls", [DDPM, DDIM])
-@pytest.mark.parametrize("case", ODD_STEPS)
-def test_an_odd_step_ends_as_the_original_does(case, cls, steps, prediction):
-    plain, patched = pair(cls, steps, prediction_type=prediction)
-    wanted, came = (
-        outcome(lambda each=each: each.step(*ODD_STEPS[case], generator=torch.Generator().manual_seed(0)))
-        for each in (plain, patched)
-    )
-    if isinstance(wanted, type):
-        assert came is wanted
-        return
-    for one, other in zip(wanted.to_tuple(), came.to_tuple(), strict=True):
-        error = 1e-2 if "half" in case else 1e-5  # theirs: it rounds each product
-        torch.testing.assert_close(other, one, rtol=error, atol=error)
-        assert other.requires_grad == one.requires_grad
-    if wanted.prev_sample.requires_grad:
-        for each in (wanted, came):
-            each.prev_sample.square().sum().backward()
-
-
-def test_a_step_may_return_a_tuple():
-    plain, patched = pair(DDPM)
-    t = plain.timesteps[-1]
-    for one, other in zip(plain.step(OUT, t, X, return_dict=False), patched.step(OUT, t, X, return_dict=False), strict=True):
-        torch.testing.assert_close(other, one)
-
-
-GENERATORS = {
-    "one": lambda: torch.Generator().manual_seed(3),
-    "a list": lambda: [torch.Generator().manual_seed(i) for i in range(2)],
-    "a list of one": lambda: [torch.Generator().manual_seed(3)],
-    "torch's own": lambda: None,
-}
-
-
-@pytest.mark.parametrize("name", GENERATORS)
-@pytest.mark.parametrize("cls", [DDPM, DDIM])
-def test_a_generator_is_drawn_from_as_by_the_original(cls, name):
-    options, states = ({"eta": 1.0} if cls is DDIM else {}), []
-    for each in pair(cls):
-        torch.manual_seed(0)
-        generator, x = GENERATORS[name](), X[:2]
-        for t in each.timesteps:
-            x = each.step(output_of(x, t, False), t, x, generator=generator, **options).prev_sample
-        some = generator if isinstance(generator, list) else [generator] if generator is not None else []
-        states.append((x, torch.get_rng_state(), *(one.get_state() for one in some)))
-    torch.testing.assert_close(states[1][0], states[0][0])
-    assert all(torch.equal(one, other) for one, other in zip(states[0][1:], states[1][1:], strict=True))
-
-
-@pytest.mark.parametrize("name", GENERATORS)
-@pytest.mark.parametrize("cls", [DDPM, DDIM])
-def test_philox_makes_normals_of_the_generator_s_seed(cls, name):
-    _, patched = pair(cls, noise="philox")
-    x, t = torch.zeros(2, 64, 32, 32), patched.timesteps[0]
-    options = {"eta": 1.0} if cls is DDIM else {}
-
-    def steps():
-        torch.manual_seed(0)
-        generator = GENERATORS[name]()
-        return [patched.step(x, t, x, generator=generator, **options).prev_sample for _ in range(2)]
-
-    first, second = steps()
-    assert all(torch.equal(one, other) for one, other in zip((first, second), steps(), strict=True))
-    sigma = float(first.std())
-    assert sigma > 0 and not torch.equal(first, second) and not torch.equal(first[0], first[1])
-    assert abs(float(first.mean())) < 4 * sigma / first.numel() ** 0.5
-    if name == "a list":  # an image depends on its own generator alone
-        alone = patched.step(x[1:], t, x[1:], generator=torch.Generator().manual_seed(1), **options).prev_sample
-        assert torch.equal(alone[0], first[1])
-
-
-def test_given_variance_noise_is_taken():
-    plain, patched = pair(DDIM)
-    t = plain.timesteps[0]
-    wanted, came = (each.step(OUT, t, X, eta=0.5, variance_noise=Z) for each in (plain, patched))
-    agree(wanted, came)
-    for each in (plain, patched):
-        with pytest.raises(ValueError, match="Cannot pass both generator and variance_noise"):
-            each.step(OUT, t, X, eta=0.5, variance_noise=Z, generator=torch.Generator())
-
-
-# ---- what changes meanwhile ----
-
-
-def shorter(each):
-    each.set_timesteps(3)
-
-
-def assigned(each):
-    each.alphas_cumprod = each.alphas_cumprod.flip(0).cumprod(0).flip(0).clamp(min=1e-3)
-
-
-def written(each):
-    each.alphas_cumprod.mul_(0.9)
-
-
-def registered(each):
-    each.register_to_config(prediction_type="v_prediction")
-
-
-def custom(each):
-    each.set_timesteps(timesteps=[900, 500, 20]) if type(each) is DDPM else each.set_timesteps(11)
-
-
-@pytest.mark.parametrize("change", [shorter, assigned, written, registered, custom])
-@pytest.mark.parametrize("cls", [DDPM, DDIM])
-def test_a_change_is_noticed(cls, change):
-    plain, patched = pair(cls)
-    t = torch.tensor([1, 500, 999])
-    for _ in walked(plain, patched):
-        pass
-    patched.add_noise(X, Z, t)
-    for each in (plain, patched):
-        change(each)
-    for _, wanted, came in walked(plain, patched):
-        agree(wanted, came)
-    torch.testing.assert_close(patched.add_noise(X, Z, t), plain.add_noise(X, Z, t))
 
 
 # ---- what diffusers' own tests hold (tests/schedulers, their tolerances) ----

@@ -43,6 +43,19 @@ def test_the_average_is_the_original_s(options, foreach):
     assert not any(s.requires_grad for s in patched.shadow_params)
 
 
+def test_strict_leaves_half_precision_to_the_original():
+    network = model(torch.bfloat16)
+    plain, strict = (EMAModel(network.parameters(), decay=0.9) for _ in range(2))
+    handle = fastddpm.patch(strict, strict=True)
+    for _ in range(3):
+        with torch.no_grad():
+            network[0].weight.add_(0.3)
+        plain.step(network.parameters())
+        strict.step(network.parameters())
+    assert all(torch.equal(one, other) for one, other in zip(plain.shadow_params, strict.shadow_params, strict=True))
+    assert handle.fell_back == {"step: strict, in half precision": 3}
+
+
 def test_a_first_step_copies():
     network = model()
     patched = EMAModel(network.parameters())

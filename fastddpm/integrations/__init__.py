@@ -46,7 +46,7 @@ def patch(obj: Any, noise: str = "torch", *, strict: bool = False, force: bool =
 
     Args:
         obj: a scheduler or pipeline of diffusers, a diffusion or trainer of OpenAI's code or of lucidrains', or another of the
-            classes in docs/integrations.md. Only this object is changed, never its class.
+            classes in docs/integrations.md. Only this object is changed, never its class; patch a copy.copy of it too.
         noise: "torch" draws exactly what the original draws, when it draws it; "philox" makes the noise inside the kernels,
             from a key that is drawn from the generator in its place.
         strict: in half precision call the original, whose roundings are coarser than ours.

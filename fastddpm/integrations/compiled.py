@@ -1,4 +1,5 @@
-"""Under a compiler the original is what is compiled: it fuses that itself, and cannot look into tables that are kept."""
+"""Where the original is called without a word: under a compiler, which fuses it itself and cannot look into what is kept,
+under a tracer and torch.func's transforms, and by a bound method that was kept over `undo`."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -6,14 +7,18 @@ from typing import Any
 
 import torch
 
-from .patch import class_of
+from .patch import MARK, class_of
 
 
 def but_compiled(method: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(method)
     def call(self: Any, *given: Any, **named: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or _transformed() or not hasattr(self, MARK):
             return getattr(class_of(self), method.__name__)(self, *given, **named)
         return method(self, *given, **named)
 
     return call
+
+
+def _transformed() -> bool:
+    return torch._C._are_functorch_transforms_active() or torch.jit.is_tracing()

@@ -90,6 +90,9 @@ KNOWN: Mapping[str, Mapping[str, str]] = {
         "dcd3cda737b5d8dd": "diffusers 0.31.0 .. diffusers 0.33.1",
         "74805afe9c7bb993": "diffusers 0.34.0 .. diffusers 0.42.1",
     },
+    "diffusers.DPMSolverMultistepScheduler.index_for_timestep": {
+        "68e435cea93b35f1": "diffusers 0.31.0 .. diffusers 0.42.1",
+    },
     "diffusers.DPMSolverMultistepScheduler.multistep_dpm_solver_second_order_update": {
         "a3d12fd6a54f8454": "diffusers 0.31.0 .. diffusers 0.33.1",
         "b14ac22afa44d4db": "diffusers 0.34.0 .. diffusers 0.42.1",
@@ -109,6 +112,9 @@ KNOWN: Mapping[str, Mapping[str, str]] = {
     "diffusers.EulerAncestralDiscreteScheduler.add_noise": {
         "06f748f6b6496bea": "diffusers 0.31.0 .. diffusers 0.42.1",
     },
+    "diffusers.EulerAncestralDiscreteScheduler.index_for_timestep": {
+        "13488c5badad0611": "diffusers 0.31.0 .. diffusers 0.42.1",
+    },
     "diffusers.EulerAncestralDiscreteScheduler.scale_model_input": {
         "e4e9de53bee38a29": "diffusers 0.31.0 .. diffusers 0.42.1",
     },
@@ -121,6 +127,9 @@ KNOWN: Mapping[str, Mapping[str, str]] = {
     "diffusers.EulerDiscreteScheduler.get_velocity": {
         "cf1f939875d28a5a": "diffusers 0.31.0 .. diffusers 0.42.1",
     },
+    "diffusers.EulerDiscreteScheduler.index_for_timestep": {
+        "13488c5badad0611": "diffusers 0.31.0 .. diffusers 0.42.1",
+    },
     "diffusers.EulerDiscreteScheduler.scale_model_input": {
         "e4e9de53bee38a29": "diffusers 0.31.0 .. diffusers 0.42.1",
     },
@@ -129,6 +138,9 @@ KNOWN: Mapping[str, Mapping[str, str]] = {
     },
     "diffusers.HeunDiscreteScheduler.add_noise": {
         "06f748f6b6496bea": "diffusers 0.31.0 .. diffusers 0.42.1",
+    },
+    "diffusers.HeunDiscreteScheduler.index_for_timestep": {
+        "13488c5badad0611": "diffusers 0.31.0 .. diffusers 0.42.1",
     },
     "diffusers.HeunDiscreteScheduler.scale_model_input": {
         "a9ebbe6120cc8a62": "diffusers 0.31.0 .. diffusers 0.42.1",
@@ -147,6 +159,9 @@ KNOWN: Mapping[str, Mapping[str, str]] = {
         "666dcee731117e1d": "diffusers 0.31.0",
         "fb17ac5c7f584e4d": "diffusers 0.32.2 .. diffusers 0.33.1",
         "2d31188fe26d79db": "diffusers 0.34.0 .. diffusers 0.42.1",
+    },
+    "diffusers.UniPCMultistepScheduler.index_for_timestep": {
+        "68e435cea93b35f1": "diffusers 0.31.0 .. diffusers 0.42.1",
     },
     "diffusers.UniPCMultistepScheduler.multistep_uni_c_bh_update": {
         "4bebf0cc0237bb0a": "diffusers 0.31.0 .. diffusers 0.33.1",

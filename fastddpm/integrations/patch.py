@@ -4,6 +4,7 @@ Methods are bound to one object: its class, its module and every other object of
 another's place finds everything through `self`, so that a copy of a patched object is a patched object of its own.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from copy import deepcopy
@@ -18,6 +19,8 @@ from .sources import is_known
 MARK = "_fastddpm"
 """The attribute of a patched object that holds its `Patch`."""
 NOISES = ("torch", "philox")
+VALUES = re.compile(r" \[[^]]*\]|, got .*")
+"""What a refusal says of one call alone: reasons are counted by kind."""
 
 
 class Absent(Enum):
@@ -107,7 +110,7 @@ class Patch:
         own, methods = vars(self.obj), self.peer.methods
         put = {MARK: self, **{method.name: MethodType(method.function, self.obj) for method in methods}}
         put.update(self.peer.attributes(self.obj))
-        self._before = {name: own.get(name, ABSENT) for name in put}
+        self._before = {name: ABSENT if _is_left(self.obj, name) else own.get(name, ABSENT) for name in put}
         own.update(put)
 
     def undo(self) -> None:
@@ -159,7 +162,8 @@ def class_of(obj: Any) -> type:
 
 def original(obj: Any, function: Callable[..., Any], reason: str) -> Callable[..., Any]:
     """The method of obj's class that `function` stands for, bound to obj. The reason is counted, for the summary."""
-    getattr(obj, MARK).fell_back[f"{function.__name__}: {reason}"] += 1
+    kind = VALUES.sub("", reason)
+    getattr(obj, MARK).fell_back[f"{function.__name__}: {kind}"] += 1
     return MethodType(getattr(class_of(obj), function.__name__), obj)
 
 
@@ -174,6 +178,9 @@ def apply(obj: Any, known: Callable[[Any], Peer], noise: str, strict: bool, forc
 
 def _checked(obj: Any, known: Callable[[Any], Peer], noise: str, strict: bool, force: bool) -> Iterable[Patch]:
     peer = known(obj)
+    if getattr(vars(obj).get(MARK), "obj", None) is obj:
+        already = "one that is patched already (its handle's undo() gives the original back)"
+        raise ValueError(f"obj: expected an unpatched {peer.name}, got {already}")
     if not force:
         check_sources(obj, peer)
     patch = Patch(obj, peer, noise, strict)
@@ -188,15 +195,22 @@ def check_sources(obj: Any, peer: Peer) -> None:
     """Refuses an object that is not what the methods were written for."""
     cls = type(obj)
     what = f"obj: expected an unpatched {peer.name}"
-    if getattr(vars(obj).get(MARK), "obj", None) is not None:
-        raise ValueError(f"{what}, got one that is patched already (its handle's undo() gives the original back)")
     for name in peer.names:
-        if getattr(vars(obj).get(name), "__func__", vars(obj).get(name)) not in (None, getattr(cls, name, None)):
+        if name in vars(obj) and not _is_left(obj, name):
             raise ValueError(f"{what}, got one with a {name} of its own, which would be lost; force=True replaces it")
     name = unknown_source(cls, peer)
     if name:
         why = f"whose {name} is one that fastddpm does not know (a subclass's, or another version's)"
         raise ValueError(f"{what}, got a {cls.__module__}.{cls.__qualname__} {why}; force=True replaces it all the same")
+
+
+def _is_left(obj: Any, name: str) -> bool:
+    """Whether an attribute is what a patched object left in a copy of it: a mark or a method that is the other's (copy.copy),
+    or the class's own method (a pickle)."""
+    value = vars(obj).get(name)
+    if not isinstance(value, MethodType):
+        return isinstance(value, Patch) and value.obj is not obj
+    return value.__self__ is not obj or value.__func__ is getattr(type(obj), name, None)
 
 
 def unknown_source(cls: type, peer: Peer) -> str:

@@ -7,26 +7,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..tables import real_tensors
 from .patch import Patch
 
 
 def cached(patch: Patch, name: Any, seen: tuple[Any, ...], make: Callable[[], Any]) -> Any:
-    """`make()`, made again when something that it was made of is another object, or a tensor that was written into."""
+    """`make()`, made again when something that it was made of has another value, as far as that is known without a read from a
+    device: there a tensor is another when it is another object, or was written into."""
     found = patch.tables.get(name)
-    if found is not None and [x._version for x in found[2]] == found[1]:
-        if all(map(is_, found[0], seen)):
-            return found[3]
-        made = found[3] if all(map(_same, found[0], seen)) else make()  # a pipeline sets the same timesteps at every call
-    else:
-        made = make()
-    tensors = [x for x in seen if isinstance(x, Tensor) and not x.is_inference()]
-    patch.tables[name] = (seen, [x._version for x in tensors], tensors, made)
+    if found is not None and all(map(is_, found[0], seen)) and [x._version for x in found[1]] == found[2]:
+        return found[4]
+    with real_tensors(), torch.device("cpu"):
+        made = found[4] if found is not None and all(map(_same, found[3], seen)) else make()
+        tensors = [x for x in seen if isinstance(x, Tensor) and not x.is_inference()]
+        values = tuple(x.clone() if isinstance(x, Tensor) and x.is_cpu else x for x in seen)
+        patch.tables[name] = (seen, tensors, [x._version for x in tensors], values, made)
     return made
 
 
-def _same(one: Any, other: Any) -> bool:
-    """Equal, as far as that is known without a read from a device."""
-    if one is other or not isinstance(one, Tensor) or not isinstance(other, Tensor):
-        return one is other
-    written = one.is_inference() or not one.is_cpu or not other.is_cpu
-    return not written and one.dtype is other.dtype and torch.equal(one, other)
+def _same(kept: Any, now: Any) -> bool:
+    if isinstance(now, Tensor):
+        alike = isinstance(kept, Tensor) and now.is_cpu and kept.is_cpu and kept.dtype is now.dtype
+        return alike and torch.equal(kept, now)
+    return kept is now or (isinstance(now, (int, float, str)) and type(kept) is type(now) and kept == now)

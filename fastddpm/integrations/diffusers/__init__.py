@@ -4,15 +4,7 @@
 what they save.
 """
 
-from .schedulers import (
-    DDIMScheduler,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    HeunDiscreteScheduler,
-    UniPCMultistepScheduler,
-)
+from typing import Any
 
 __all__ = [
     "DDIMScheduler",
@@ -23,3 +15,12 @@ __all__ = [
     "HeunDiscreteScheduler",
     "UniPCMultistepScheduler",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Made when they are asked for: an older diffusers, of which `patch` knows a part, lacks what some of them want."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import schedulers
+
+    return getattr(schedulers, name)

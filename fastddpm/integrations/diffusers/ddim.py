@@ -11,7 +11,7 @@ from ..compiled import but_compiled
 from ..patch import MARK, Method, Peer, original
 from ..tables import cached
 from . import noising
-from .walk import Walk, bound_of, stepped, why_not
+from .walk import NOT_WALKABLE, Walk, bound_of, stepped, walkable, why_not
 
 
 @but_compiled
@@ -44,11 +44,14 @@ def _why_not(self: Any, config: Any, eta: Any, generator: Any, variance_noise: A
         return "no timesteps were set"
     if config.thresholding:
         return "thresholding"
+    if not walkable(self):
+        return NOT_WALKABLE
     if not isinstance(eta, (int, float)) or eta < 0:
         return "an eta that is no number of 0 or more"
     given = variance_noise is not None and eta > 0
-    if given and (generator is not None or variance_noise.shape != sample.shape or variance_noise.dtype is not sample.dtype):
-        return "variance_noise beside a generator, or of another shape or dtype than the sample's"
+    unlike = given and (variance_noise.shape != sample.shape or variance_noise.dtype is not sample.dtype)
+    if given and (unlike or generator is not None or variance_noise.requires_grad):
+        return "variance_noise beside a generator, of another shape or dtype than the sample's, or that wants a gradient"
     return ""
 
 
@@ -65,8 +68,9 @@ def _walk(
     t = timesteps.cpu()
     earlier = t - config.num_train_timesteps // steps
     table = abar.detach().cpu()
-    before = table[t]
-    after = torch.where(earlier >= 0, table[earlier.clamp(min=0)], final.to(table))
+    last = len(table) - 1
+    before = torch.where((t >= 0) & (t <= last), table[t.clamp(0, last)], torch.nan)  # (of a steps_offset, say)
+    after = torch.where(earlier >= 0, table[earlier.clamp(0, last)], final.to(table))
     a, s = before.sqrt().double(), (1 - before).sqrt().double()
     sigma = eta * ((1 - after) / (1 - before) * (1 - before / after)).sqrt()
     direction = (1 - after - sigma**2).sqrt().double()

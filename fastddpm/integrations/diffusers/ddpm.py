@@ -11,7 +11,7 @@ from ..compiled import but_compiled
 from ..patch import MARK, Method, Peer, original
 from ..tables import cached
 from . import noising
-from .walk import Walk, bound_of, stepped, why_not
+from .walk import NOT_WALKABLE, Walk, bound_of, stepped, walkable, why_not
 
 VARIANCE_TYPES = ("fixed_small", "fixed_small_log", "fixed_large", "learned_range")
 
@@ -23,6 +23,8 @@ def step(
     patch, config = getattr(self, MARK), self.config
     if config.thresholding or self.variance_type not in VARIANCE_TYPES or self.variance_type != config.variance_type:
         why = "thresholding, or a variance_type that is not " + ", ".join(VARIANCE_TYPES)
+    elif not walkable(self):
+        why = NOT_WALKABLE
     else:
         walk = _walk_of(self, patch, config)
         row = walk.row(timestep, self.timesteps)
@@ -63,7 +65,8 @@ def _walk(abar: Tensor, timesteps: Tensor, config: Any, spaced: bool, variance_t
         low, high = small.log().double(), beta.log().double()
         columns |= {"sigma": ((low + high) / 4).exp(), "k_v": (high - low) / 4}
     columns["sigma"] = torch.where(t > 0, columns["sigma"], 0.0)
-    return Walk(t, columns, t > 0, "learned_range" if variance_type == "learned_range" else "fixed_small")
+    kind = "learned_range" if variance_type == "learned_range" else "fixed_small"
+    return Walk(t, columns, t > 0, kind, timesteps)
 
 
 PEER = Peer(

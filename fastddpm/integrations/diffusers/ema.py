@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..compiled import but_compiled
-from ..patch import Method, Peer, original
+from ..patch import MARK, Method, Peer, original
+from .walk import HALF
 
 
 @but_compiled
@@ -20,6 +21,8 @@ def step(self: Any, parameters: Iterable[Tensor]) -> None:
     pairs = list(zip(self.shadow_params, parameters, strict=False))
     if not all(s.dtype is p.dtype and s.device == p.device for s, p in pairs) or _gathers():
         return original(self, step, "parameters of another dtype or device than their average's, or DeepSpeed's")(parameters)
+    if getattr(self, MARK).strict and any(s.dtype in HALF for s, _ in pairs):
+        return original(self, step, "strict, in half precision")(parameters)
     self.optimization_step += 1
     self.cur_decay_value = self.get_decay(self.optimization_step)
     averaged = [(s, p) for s, p in pairs if p.requires_grad]

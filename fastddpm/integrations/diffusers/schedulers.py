@@ -1,5 +1,6 @@
 """Subclasses of diffusers' schedulers whose methods are the kernels'."""
 
+import copyreg
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -34,13 +35,17 @@ class Kernels:
         check_one_of("noise", noise, NOISES)
         self._fastddpm.noise = noise
 
-    def __init_subclass__(cls, peer: Peer) -> None:
+    def __init_subclass__(cls, peer: Peer | None = None) -> None:
+        if peer is None:  # a subclass of one of these
+            return
         cls.peer, cls.originals = peer, cls.__mro__[2]
         for method in peer.methods:
             setattr(cls, method.name, method.function)
         cls.__module__ = cls.originals.__module__  # a saved pipeline names it, and is to load where fastddpm is not installed
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if type(self) is not globals().get(type(self).__name__):
+            return copyreg.__newobj__, (type(self),), vars(self)  # type: ignore[attr-defined]
         return _bare, (type(self).__name__,), vars(self)  # the module that a pickle would look into is diffusers'
 
 

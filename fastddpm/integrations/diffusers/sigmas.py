@@ -240,5 +240,6 @@ def _noised(patch: Patch, made: Noising, x: Tensor, noise: Tensor, timesteps: An
 
 
 ONE_PASS = "one pass, its coefficients rounded once, also in half precision; no read of a timestep"
-ADD_NOISE, GET_VELOCITY = Method(add_noise, ONE_PASS), Method(get_velocity, ONE_PASS)
+FOUND = ("index_for_timestep",)
+ADD_NOISE, GET_VELOCITY = Method(add_noise, ONE_PASS, FOUND), Method(get_velocity, ONE_PASS, FOUND)
 SCALE_MODEL_INPUT = Method(scale_model_input, "one division, by a number made once")

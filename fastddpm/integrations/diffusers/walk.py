@@ -25,17 +25,25 @@ class Walk:
             is the original's.
         draws: `[S]`, at which steps the scheduler draws noise, be its sigma 0.
         variance_type: "learned_range" where the network's output has the variance's channels.
+        own: the scheduler's timesteps, where they may be others.
     """
 
-    def __init__(self, timesteps: Tensor, columns: dict[str, Tensor], draws: Tensor, variance_type: str = "fixed_small"):
+    def __init__(
+        self,
+        timesteps: Tensor,
+        columns: dict[str, Tensor],
+        draws: Tensor,
+        variance_type: str = "fixed_small",
+        own: Tensor | None = None,
+    ):
         self.rows, finite = finite_rows(
             timesteps.flip(0), {name: column.flip(0) for name, column in columns.items()}, variance_type
         )
         self.learned = variance_type == "learned_range"
         self.draws = draws.flip(0).tolist()
-        rows = zip(timesteps.tolist(), reversed(range(len(timesteps))), reversed(finite), strict=True)
-        self.row_at = {t: row for t, row, good in rows if good}
-        self.rows_in_order = [self.row_at.get(t, -1) for t in timesteps.tolist()]
+        rows = zip(reversed(timesteps.tolist()), range(len(timesteps)), finite, strict=True)
+        self.row_at = {t: row if good else -1 for t, row, good in rows}  # of two equal ones the first step's, as theirs
+        self.rows_in_order = [self.row_at.get(t, -1) for t in (timesteps if own is None else own).tolist()]
 
     def row(self, timestep: Any, timesteps: Tensor) -> int:
         """The row of a timestep; -1 where there is none."""
@@ -62,6 +70,16 @@ def _lies_in(part: Tensor, whole: Tensor) -> bool:
     if part.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr() or part.dtype is not whole.dtype:
         return False
     return whole.is_contiguous() and 0 <= part.storage_offset() - whole.storage_offset() < whole.numel()
+
+
+NOT_WALKABLE = "timesteps that are no int64 [S], or alphas_cumprod that is no floating [T]"
+
+
+def walkable(self: Any) -> bool:
+    """Whether there can be a table: scripts put lists and arrays in the place of tensors."""
+    abar, t = self.alphas_cumprod, self.timesteps
+    tensors = isinstance(abar, Tensor) and isinstance(t, Tensor)
+    return tensors and abar.dim() == t.dim() == 1 and t.dtype is torch.int64 and len(t) > 0 and abar.is_floating_point()
 
 
 def bound_of(config: Any, like: Tensor) -> Tensor:
