@@ -11,10 +11,11 @@ import numpy as np
 import openai_peers as peers
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastddpm
 from fastddpm import randn
-from fastddpm.integrations.draws import drawn_key, skip_randn_like
+from fastddpm.integrations.draws import _draws_a_word_each, drawn_key, skip_randn_like
 
 NAMES = ("twin", "guided_diffusion", "improved_diffusion")
 TYPES = list(itertools.product(peers.MEANS, peers.VARIANCES))
@@ -174,9 +175,16 @@ def test_dtypes_of_steps(peer):
         assert not handle.fell_back
 
 
-def test_twenty_steps_draw_what_theirs_draw(peer):
-    plain, patched, _ = peer.pair(spacing="20")
-    model, after = peers.network("LEARNED_RANGE"), []
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize(("mean", "variance"), TYPES)
+def test_twenty_steps_draw_what_theirs_draw(peer, mean, variance, layout):
+    """Also where the network's images have another layout than the noise: then the next draw has it."""
+    plain, patched, handle = peer.pair(mean, variance, spacing="20")
+    network, after = peers.network(variance), []
+
+    def model(*given):
+        return network(*given).contiguous(memory_format=layout)
+
     for diffusion in (plain, patched):
         torch.manual_seed(0)
         x, t = peers.images(), torch.full((len(peers.BATCH),), 19)
@@ -188,6 +196,7 @@ def test_twenty_steps_draw_what_theirs_draw(peer):
     (wanted, state), (got, other) = after
     assert torch.equal(state, other)
     peers.close(got, wanted, 1e-4)
+    assert got.stride() == wanted.stride() and not handle.fell_back
 
 
 @pytest.mark.parametrize("shape", [(1,), (15,), (16,), (1, 3, 8, 8), (2, 3, 5, 5), (7, 11), (0, 4)], ids=str)
@@ -202,6 +211,16 @@ def test_noise_that_is_passed_over(shape):
             draw(x)
             after.append((torch.get_rng_state(), torch.randn(3), torch.randn(40)))
         assert all(map(torch.equal, *after))
+
+
+def test_the_default_device_is_not_the_datas(peer):
+    plain, patched, handle = peer.pair()
+    model, x = peers.network("LEARNED_RANGE"), peers.images()
+    _draws_a_word_each.cache_clear()
+    with torch.no_grad(), torch.device("meta"):
+        for name in ("p_sample", "ddim_sample", "ddim_reverse_sample", "training_losses"):
+            of_both(plain, patched, name, model, x, peers.BATCH)
+    assert not handle.fell_back
 
 
 def test_gradients_through_a_step(peer):
@@ -366,6 +385,37 @@ def test_a_type_that_is_assigned_is_noticed(peer):
         d.training_losses(peers.network("FIXED_SMALL"), x, peers.BATCH, noise=noise)["loss"] for d in (plain, patched)
     )
     peers.close(got[1:], wanted[1:], ROUNDING)
+    assert not handle.fell_back
+
+
+# ---- compilers and tracers ----
+
+
+def test_a_whole_graph_compiles_as_theirs(peer):
+    x, noise = peers.images(), peers.noise_like(peers.images())
+    graphs = (
+        lambda d: d.q_sample(x, peers.BATCH, noise),
+        lambda d: d.training_losses(lambda x, t: torch.cat((x, x), 1), x, peers.BATCH, noise=noise)["loss"],
+        lambda d: d.ddim_sample(lambda x, t: torch.cat((x, x), 1), x, peers.BATCH)["pred_xstart"],
+    )
+    plain, patched, handle = peer.pair()
+    for graph in graphs:
+        torch._dynamo.reset()
+        got = torch.compile(lambda graph=graph: graph(patched), backend="eager", fullgraph=True)()
+        assert torch.equal(got, graph(plain))
+    assert not handle.fell_back
+
+
+def test_a_first_call_of_no_values_leaves_nothing_behind(peer):
+    plain, patched, handle = peer.pair()
+    model, x, noise = peers.network("LEARNED_RANGE"), peers.images(), peers.noise_like(peers.images())
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = patched.q_sample(*map(mode.from_tensor, (x, peers.BATCH, noise)))
+        patched.ddim_sample(lambda x, t: torch.cat((x, x), 1), *map(mode.from_tensor, (x, peers.BATCH)))
+    assert fake.shape == x.shape and fake.dtype is x.dtype
+    handle.fell_back.clear()
+    wanted, got = of_both(plain, patched, "ddim_sample", model, x, peers.BATCH)
+    peers.close(got["sample"], wanted["sample"], ROUNDING)
     assert not handle.fell_back
 
 

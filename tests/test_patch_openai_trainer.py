@@ -1,5 +1,7 @@
 """OpenAI's trainers, patched, beside their own: twenty steps."""
 
+import pickle
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,11 +23,15 @@ class Module(torch.nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(4)
-        self.first, self.last = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 6, 3, padding=1)
+        self.layers = torch.nn.ModuleList(torch.nn.Conv2d(*io, 3, padding=1) for io in pairwise((3, 8, 8, 8, 6)))
         self.scale = torch.nn.Parameter(torch.tensor(0.1))
 
     def forward(self, x, t):
-        return self.last(torch.tanh(self.first(x) + self.scale * t.float().view(-1, 1, 1, 1) / 1000))
+        first, *between, last = self.layers
+        x = first(x) + self.scale * t.float().view(-1, 1, 1, 1) / 1000
+        for layer in between:
+            x = layer(torch.tanh(x))
+        return last(torch.tanh(x))
 
 
 @pytest.fixture(params=["twin", "twin of improved", "guided_diffusion", "improved_diffusion"])
@@ -122,6 +128,21 @@ def test_averages_and_norms_alone(peer):
     assert not handle.fell_back
 
 
+def test_norms_of_few_tensors_are_theirs(peer):
+    plain, patched = peer.loop(), peer.loop()
+    handle = fastddpm.patch(patched, force=peer.twin)
+    norms = []
+    for loop in (plain, patched):
+        peer.logged.clear()
+        keeper = getattr(loop, "mp_trainer", loop)
+        keeper.master_params = keeper.master_params[:2]
+        for p in keeper.master_params:
+            p.grad = torch.ones_like(p)
+        norms.append(keeper._compute_norms() if keeper is not loop else (keeper._log_grad_norm(), list(peer.logged)))
+    assert norms[0] == norms[1]
+    assert sum(sum(one.fell_back.values()) for one in (handle, *handle.parts)) == 1
+
+
 def test_parameters_of_another_dtype_are_theirs(peer):
     plain, patched = peer.loop(), peer.loop()
     handle = fastddpm.patch(patched, force=peer.twin)
@@ -133,6 +154,19 @@ def test_parameters_of_another_dtype_are_theirs(peer):
     for one, other in zip(plain.ema_params, patched.ema_params, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
     assert sum(handle.fell_back.values()) == 1
+
+
+def test_what_is_patched_already_stays_so(peer):
+    loop = peer.loop()
+    with fastddpm.patch(loop.diffusion, "philox", force=peer.twin) as first, fastddpm.patch(loop, force=peer.twin) as handle:
+        assert first.obj not in [part.obj for part in handle.parts]
+        loop.forward_backward(peers.images(), {})
+    assert not handle.fell_back and not first.fell_back
+
+
+def test_a_handle_is_pickled(peer):
+    handle = fastddpm.patch(peer.loop(), force=peer.twin)
+    assert pickle.loads(pickle.dumps(handle)).peer == handle.peer
 
 
 def test_undone_a_trainer_is_what_it_was(peer):

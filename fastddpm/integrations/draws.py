@@ -26,12 +26,19 @@ def drawn_key(batch: int, device: torch.device, generator: Generator | Sequence[
     return torch.cat([drawn_key(1, device, one) for one in generator[:batch]])
 
 
+def in_layout_of(output: Tensor, x: Tensor) -> Tensor:
+    """x, laid out as a network's output. Where the network predicts an image, the original's next one is laid out so, and
+    with it the noise that `torch.randn_like` draws for it."""
+    laid_out = torch.empty_like(output[:, : x.shape[1]], dtype=x.dtype)
+    return x if x.stride() == laid_out.stride() else laid_out.copy_(x)
+
+
 def skip_randn_like(x: Tensor) -> None:
     """Leaves torch's generator where `torch.randn_like(x)` would, for a method that draws noise and multiplies it by 0. On the
     CPU the generator's words are drawn and no normals made of them."""
     words = _words(x.numel())
     if x.is_cpu and x.dtype is torch.float32 and x.is_contiguous() and words and _draws_a_word_each():
-        torch.empty(words, dtype=torch.uint8).random_()
+        torch.empty(words, dtype=torch.uint8, device="cpu").random_()
     else:
         torch.randn_like(x)
 
@@ -46,11 +53,11 @@ def _draws_a_word_each() -> bool:
     """Whether this torch does so: promised nowhere."""
 
     def state(n: int, normals: bool) -> Tensor:
-        generator = torch.Generator().manual_seed(1)
+        generator = torch.Generator("cpu").manual_seed(1)
         if normals:
-            torch.randn(n, generator=generator)
+            torch.randn(n, generator=generator, device="cpu")
         else:
-            torch.empty(_words(n), dtype=torch.uint8).random_(generator=generator)
+            torch.empty(_words(n), dtype=torch.uint8, device="cpu").random_(generator=generator)
         return generator.get_state()
 
     return all(torch.equal(state(n, True), state(n, False)) for n in (16, 37, 1000, 4096))

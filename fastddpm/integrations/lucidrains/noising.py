@@ -64,7 +64,10 @@ def _checked(self: Any, table: Table, x: Tensor, t: Tensor, z: Tensor) -> tuple[
 
 def _applied(rows: Rows, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
     dtype = promoted(rows.dtype, x, x if z.dtype is torch.int64 else z)
-    return noising(x.to(dtype), z, t, rows.on(arithmetic(dtype)))
+    try:
+        return noising(x.to(dtype), z, t, rows.on(arithmetic(dtype)))
+    except IndexError as out_of_range:  # of t, on the CPU
+        raise RuntimeError(str(out_of_range)) from None
 
 
 def drawn(self: Any, like: Tensor, as_tensor: bool = False) -> Tensor:

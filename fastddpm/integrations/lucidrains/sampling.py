@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from ...autograd import reverse_step
 from ...noise import randn
-from ..draws import drawn_key
+from ..draws import drawn_key, in_layout_of
 from ..patch import MARK, Method, original
 from .answered import UNFIT, answered, fits
 from .noising import arithmetic, drawn, promoted, why_not, why_not_rows
@@ -40,7 +40,8 @@ def _updated(
 ) -> tuple[Tensor, Tensor]:
     """(the next image, x_start), in the dtypes that the original's arithmetic gives."""
     dtype = promoted(rows.dtype, x, output)
-    image, x_start, _ = reverse_step(output, x.to(dtype), noise, index, rows.on(arithmetic(dtype)), returns_x_start)
+    x = in_layout_of(output, x.to(dtype)) if self.objective == "pred_x0" else x.to(dtype)
+    image, x_start, _ = reverse_step(output, x, noise, index, rows.on(arithmetic(dtype)), returns_x_start)
     return image, x_start.to(output.dtype) if self.objective == "pred_x0" else x_start
 
 
@@ -58,7 +59,7 @@ def p_sample_loop(self: Any, shape: Sequence[int], return_all_timesteps: bool = 
 @torch.inference_mode()
 def ddim_sample(self: Any, shape: Sequence[int], return_all_timesteps: bool = False) -> Tensor:
     patch, eta = getattr(self, MARK), self.ddim_sampling_eta
-    times = torch.linspace(-1, self.num_timesteps - 1, steps=self.sampling_timesteps + 1).int().tolist()[::-1]
+    times = torch.linspace(-1, self.num_timesteps - 1, steps=self.sampling_timesteps + 1, device="cpu").int().tolist()[::-1]
     why = "an unknown objective"
     if self.objective in DDPM:
         rows = rows_of(self, ddim(self.objective, times, eta))

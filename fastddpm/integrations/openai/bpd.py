@@ -11,11 +11,13 @@ from ...coefficients import vlb_rows
 from ...functional import arithmetic, q_sample, reverse_step
 from ...schedule import NoiseSchedule
 from ...vlb import prior_kl, vlb_loss
+from ..compiled import but_compiled
 from ..patch import MARK, original
 from .chain import chain_of, denoised, drawn, given, model_output, why_not, why_not_data, why_not_output, wide
 from .training import about
 
 
+@but_compiled
 def _vb_terms_bpd(
     self: Any,
     model: Callable[..., Any],
@@ -39,6 +41,7 @@ def _vb_terms_bpd(
     return {"output": bound, "pred_xstart": chain.prediction(x_0, output)}
 
 
+@but_compiled
 def _prior_bpd(self: Any, x_start: Tensor) -> Tensor:
     chain = chain_of(self)
     why = why_not_data(getattr(self, MARK), chain, x_start)
@@ -47,6 +50,7 @@ def _prior_bpd(self: Any, x_start: Tensor) -> Tensor:
     return prior_kl(x_start, chain.schedule)
 
 
+@but_compiled
 def calc_bpd_loop(
     self: Any,
     model: Callable[..., Any],

@@ -14,6 +14,7 @@ from ...coefficients import log_variance_ends, x_0_columns
 from ...functional import arithmetic
 from ...samplers import StepRows, ddpm
 from ...schedule import LEARNED_VARIANCE_TYPES, NoiseSchedule
+from ...tables import real_tensors
 from ..draws import drawn_key
 from ..patch import MARK, Patch
 from ..tables import cached
@@ -45,7 +46,8 @@ class Chain:
         """`make(self, *case)`, kept."""
         key = (make, *case)
         if key not in self._rows:
-            self._rows[key] = make(self, *case)
+            with real_tensors():
+                self._rows[key] = make(self, *case)
         return self._rows[key]
 
     def prediction(self, x_0: Tensor, output: Tensor) -> Tensor:
@@ -57,7 +59,10 @@ def chain_of(self: Any) -> Any:
     """The diffusion's `Chain`, made again when a table or a type is another object; or, a str, why there is none."""
     own = vars(self)
     seen = (*(own.get(name) for name in TABLES), self.model_mean_type, self.model_var_type)
-    return cached(getattr(self, MARK), "chain", seen, lambda: _chain(self))
+    try:
+        return cached(getattr(self, MARK), "chain", seen, lambda: _chain(self))
+    except RuntimeError as refused:  # of this call, and maybe not of the next: it is not kept
+        return f"a call in which no schedule is made ({refused})"
 
 
 def _chain(self: Any) -> Chain | str:
@@ -68,7 +73,7 @@ def _chain(self: Any) -> Chain | str:
         followed = all(np.allclose(vars(self)[name], of(schedule), rtol=1e-9) for name, of in TABLES.items())
         if followed:
             return Chain(schedule, prediction_type, VARIANCE_TYPES[self.model_var_type.name])
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as refused:
+    except (AttributeError, KeyError, TypeError, ValueError) as refused:
         return f"a diffusion that fastddpm has no schedule for ({refused})"
     return "tables that do not follow from the betas"
 
@@ -77,7 +82,7 @@ TABLES: dict[str, Callable[[NoiseSchedule], Tensor]] = {
     "betas": lambda s: s.betas,
     "alphas_cumprod": lambda s: s.alphas_cumprod,
     "alphas_cumprod_prev": lambda s: s.alphas_cumprod_prev,
-    "alphas_cumprod_next": lambda s: torch.cat((s.alphas_cumprod[1:], torch.zeros(1))),
+    "alphas_cumprod_next": lambda s: torch.cat((s.alphas_cumprod[1:], s.alphas_cumprod.new_zeros(1))),
     "sqrt_alphas_cumprod": lambda s: s.alphas_cumprod.sqrt(),
     "sqrt_one_minus_alphas_cumprod": lambda s: (1 - s.alphas_cumprod).sqrt(),
     "log_one_minus_alphas_cumprod": lambda s: (1 - s.alphas_cumprod).log(),
@@ -169,7 +174,7 @@ def why_not(patch: Patch, chain: Any, x: Any, t: Any, *like_x: Any) -> str:
         return why
     if not isinstance(t, Tensor) or t.dtype not in (torch.int32, torch.int64) or t.shape != x.shape[:1] or t.device != x.device:
         return "timesteps that are not int32 or int64 [B] on the data's device"
-    if t.is_cpu:  # a GPU's are not read: there one that is out of range makes its sample NaN
+    if t.is_cpu and type(t) is Tensor:  # a GPU's are not read: there one that is out of range makes its sample NaN
         first, last = t.aminmax()
         if first.item() < 0 or last.item() >= len(chain.schedule):
             return "a timestep out of range"

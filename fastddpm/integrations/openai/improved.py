@@ -1,19 +1,21 @@
 """improved-diffusion: the samplers without cond_fn, and a trainer that does its own optimizing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor
 
+from ..compiled import but_compiled
 from ..patch import Method
 from .chain import ancestral, implicit
 from .peers import diffusions
 from .sampling import Step, ddim_reverse_sample, stepped
-from .trainer import AVERAGED, READ_ONCE, _log_grad_norm, optimize_normal, trainer
+from .trainer import AVERAGED, READ_ONCE, _log_grad_norm, optimize_normal, trainer, unpatched
 
 Model = Callable[..., Any]
 
 
+@but_compiled
 def p_sample(
     self: Any,
     model: Model,
@@ -27,6 +29,7 @@ def p_sample(
     return stepped(self, p_sample, ancestral, (), model, x, t, **options)
 
 
+@but_compiled
 def ddim_sample(
     self: Any,
     model: Model,
@@ -41,10 +44,14 @@ def ddim_sample(
     return stepped(self, ddim_sample, implicit, (eta,), model, x, t, **options, eta=eta)
 
 
+def _parts(loop: Any) -> Iterable[Any]:
+    return unpatched(loop.diffusion)
+
+
 NAME = "improved_diffusion"
 STEP = (Method(optimize_normal, AVERAGED), Method(_log_grad_norm, READ_ONCE))
 ALL = (
     *diffusions(NAME, p_sample, ddim_sample, ddim_reverse_sample),
-    trainer(NAME, lambda loop: (loop.diffusion,), *STEP),
+    trainer(NAME, _parts, *STEP),
 )
 PEERS = {peer.name: peer for peer in ALL}

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ...functional import reverse_step
 from ...samplers import StepRows
-from ..draws import skip_randn_like
+from ..compiled import but_compiled
+from ..draws import in_layout_of, skip_randn_like
 from ..patch import MARK, original
 from .chain import ancestral, chain_of, drawn, given, implicit, model_output, why_not, why_not_output, wide
 
@@ -26,8 +27,11 @@ def stepped(
     **options: Any,
 ) -> Step:
     """A step by the rows `make(chain, clip_denoised, *case)`; by the original method where an option or a tensor wants that."""
+    why = _steered(**options)
+    if why:
+        return original(self, method, why)(model, x, t, **options)
     patch, chain = getattr(self, MARK), chain_of(self)
-    why = why_not(patch, chain, x, t) or _steered(**options)
+    why = why_not(patch, chain, x, t)
     if not why:
         try:
             rows = chain.rows(make, bool(options["clip_denoised"]), *case)
@@ -41,7 +45,9 @@ def stepped(
         return original(self, method, why)(model, x, t, **options)
     if draws and not rows.adds_noise and patch.noise == "torch":
         skip_randn_like(x)
-    sample, x_0 = reverse_step(output, wide(x), t, rows, drawn(patch, x) if rows.adds_noise else "none")
+    noise = drawn(patch, x) if rows.adds_noise else "none"
+    x = wide(x) if chain.prediction_type == "epsilon" else in_layout_of(output, wide(x))
+    sample, x_0 = reverse_step(output, x, t, rows, noise)
     return {"sample": sample, "pred_xstart": chain.prediction(x_0, output)}
 
 
@@ -51,6 +57,7 @@ def _steered(denoised_fn: Any = None, cond_fn: Any = None, eta: Any = 0.0, **oth
     return "" if isinstance(eta, (int, float)) else "an eta that is no number"
 
 
+@but_compiled
 def p_sample(
     self: Any,
     model: Callable[..., Any],
@@ -65,6 +72,7 @@ def p_sample(
     return stepped(self, p_sample, ancestral, (), model, x, t, **options)
 
 
+@but_compiled
 def ddim_sample(
     self: Any,
     model: Callable[..., Any],
@@ -80,6 +88,7 @@ def ddim_sample(
     return stepped(self, ddim_sample, implicit, (eta,), model, x, t, **options, eta=eta)
 
 
+@but_compiled
 def ddim_reverse_sample(
     self: Any,
     model: Callable[..., Any],

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...averaging import ema_update_
-from ..patch import Method, Peer, original
+from ..patch import MARK, Method, Peer, original
 
 # ---- guided-diffusion ----
 
@@ -78,11 +78,15 @@ def log_loss_dict(logger: Any, theirs: Callable[..., None], diffusion: Any, ts: 
 
 
 UNLIKE = "averages that are not of the parameters' shapes, dtypes and devices, or a rate out of [0, 1]"
-APART = "parameters without a gradient, on several devices, or not of float32"
+APART = "parameters without a gradient, on several devices, or not of float32; or so few that theirs is as fast"
+FEW = 8
+"""Of tensors on the CPU, where no read waits."""
 
 
 def _together(tensors: Sequence[Tensor]) -> bool:
-    """Of one device, and of float32, which theirs sums up in."""
+    """Of one device, and of float32, which theirs sums up in; and enough of them."""
+    if len(tensors) < FEW and all(x.is_cpu for x in tensors):
+        return False
     return len({x.device for x in tensors}) == 1 and all(x.dtype is torch.float32 and not x.is_sparse for x in tensors)
 
 
@@ -104,6 +108,10 @@ def _squared_norms(tensors: Sequence[Tensor]) -> Tensor:
 def _average(averages: Iterable[Sequence[Tensor]], params: Sequence[Tensor], rates: Iterable[float]) -> None:
     for average, rate in zip(averages, rates, strict=False):
         ema_update_(average, params, rate)
+
+
+def unpatched(*parts: Any) -> Iterable[Any]:
+    return [part for part in parts if getattr(vars(part).get(MARK), "obj", None) is None]
 
 
 def trainer(package: str, parts: Callable[[Any], Iterable[Any]], *methods: Method) -> Peer:

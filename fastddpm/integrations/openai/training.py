@@ -10,12 +10,14 @@ from ... import functional
 from ...functional import mse_loss
 from ...noise import randn
 from ...vlb import hybrid_loss, vlb_loss
+from ..compiled import but_compiled
 from ..patch import MARK, original
 from .chain import Chain, chain_of, drawn, given, model_output, why_not, why_not_output, wide
 
 LOSSES = ("MSE", "RESCALED_MSE", "KL", "RESCALED_KL")
 
 
+@but_compiled
 def q_sample(self: Any, x_start: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
     patch, chain = getattr(self, MARK), chain_of(self)
     why = why_not(patch, chain, x_start, t, *(() if noise is None else (noise,)))
@@ -24,6 +26,7 @@ def q_sample(self: Any, x_start: Tensor, t: Tensor, noise: Tensor | None = None)
     return functional.q_sample(wide(x_start), t, chain.schedule, drawn(patch, x_start) if noise is None else noise)
 
 
+@but_compiled
 def training_losses(
     self: Any,
     model: Callable[..., Any],
