@@ -2,10 +2,12 @@
 and `improved`), and a stand-in for both everywhere."""
 
 import os
+import random
 import sys
 from importlib import import_module
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import openai_twin
 import pytest
 import torch
@@ -17,6 +19,9 @@ STEPS = 40
 MEANS = ("EPSILON", "START_X", "PREVIOUS_X")
 VARIANCES = ("FIXED_SMALL", "FIXED_LARGE", "LEARNED", "LEARNED_RANGE")
 LOSSES = ("MSE", "RESCALED_MSE", "KL", "RESCALED_KL")
+NAMES = ("twin", "guided_diffusion", "improved_diffusion")
+ROUNDING = 2e-5
+"""Their tables are rounded to float32: what follows from them in float64 too."""
 BATCH = torch.tensor([0, 1, 17, STEPS - 1])
 
 
@@ -92,3 +97,22 @@ def close(got, wanted, tolerance):
     got, wanted = got.detach().double(), wanted.detach().double()
     error, size = (got - wanted).abs().max(), wanted.abs().max().clamp(min=1)
     assert float(error / size) <= tolerance, f"{float(error / size):.2e}, {tolerance} allowed"
+
+
+def states():
+    return torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate()
+
+
+def of_both(plain, patched, name, *given, **options):
+    """What a method of both returns, from the same seed; it must leave the generators alike."""
+    results, after = [], []
+    for diffusion in (plain, patched):
+        torch.manual_seed(0)
+        np.random.seed(0)
+        random.seed(0)
+        result = getattr(diffusion, name)(*given, **options)
+        results.append(result if isinstance(result, dict) else {name: result})
+        after.append(states())
+    assert after[0] == after[1]
+    assert list(results[0]) == list(results[1])
+    return results

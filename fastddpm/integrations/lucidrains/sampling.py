@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 
 from ...autograd import reverse_step
 from ...noise import randn
+from ..compiled import but_compiled
 from ..draws import drawn_key, in_layout_of
 from ..patch import MARK, Method, original
 from .answered import UNFIT, answered, fits
@@ -16,6 +17,7 @@ from .noising import arithmetic, drawn, promoted, why_not, why_not_rows
 from .rows import DDPM, Rows, ddim, rows_of
 
 
+@but_compiled
 @torch.inference_mode()
 def p_sample(self: Any, x: Tensor, t: int, x_self_cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
     return _stepped(self, x, t, x_self_cond, True)
@@ -45,6 +47,7 @@ def _updated(
     return image, x_start.to(output.dtype) if self.objective == "pred_x0" else x_start
 
 
+@but_compiled
 @torch.inference_mode()
 def p_sample_loop(self: Any, shape: Sequence[int], return_all_timesteps: bool = False) -> Tensor:
     image, x_start = _first(self, shape), None
@@ -56,6 +59,7 @@ def p_sample_loop(self: Any, shape: Sequence[int], return_all_timesteps: bool = 
     return self.unnormalize(torch.stack(images, dim=1) if return_all_timesteps else image)
 
 
+@but_compiled
 @torch.inference_mode()
 def ddim_sample(self: Any, shape: Sequence[int], return_all_timesteps: bool = False) -> Tensor:
     patch, eta = getattr(self, MARK), self.ddim_sampling_eta

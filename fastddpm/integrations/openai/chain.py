@@ -56,9 +56,9 @@ class Chain:
 
 
 def chain_of(self: Any) -> Any:
-    """The diffusion's `Chain`, made again when a table or a type is another object; or, a str, why there is none."""
+    """The diffusion's `Chain`, made again when a table, a type or their number is another; or, a str, why there is none."""
     own = vars(self)
-    seen = (*(own.get(name) for name in TABLES), self.model_mean_type, self.model_var_type)
+    seen = (*(own.get(name) for name in TABLES), self.model_mean_type, self.model_var_type, self.num_timesteps)
     try:
         return cached(getattr(self, MARK), "chain", seen, lambda: _chain(self))
     except RuntimeError as refused:  # of this call, and maybe not of the next: it is not kept
@@ -71,11 +71,11 @@ def _chain(self: Any) -> Chain | str:
         prediction_type = PREDICTION_TYPES[self.model_mean_type.name]
         schedule.check_prediction(prediction_type)
         followed = all(np.allclose(vars(self)[name], of(schedule), rtol=1e-9) for name, of in TABLES.items())
-        if followed:
+        if followed and len(schedule) == self.num_timesteps:
             return Chain(schedule, prediction_type, VARIANCE_TYPES[self.model_var_type.name])
     except (AttributeError, KeyError, TypeError, ValueError) as refused:
         return f"a diffusion that fastddpm has no schedule for ({refused})"
-    return "tables that do not follow from the betas"
+    return "tables that do not follow from the betas, or are not of num_timesteps"
 
 
 TABLES: dict[str, Callable[[NoiseSchedule], Tensor]] = {
