@@ -395,7 +395,9 @@ def test_undone_it_is_what_it_was():
     names = list(patched.state_dict())
     assert names == list(plain.state_dict())
     before = [name for name in vars(patched) if name in vars(plain)]
+    kept = patched.p_sample
     getattr(patched, MARK).undo()
+    assert kept(data(), 0)[0].shape == SHAPE
     assert list(vars(patched)) == list(vars(plain)) == before
     for one, other in zip(*both((plain, patched), lambda one: calls(one, torch.float32)), strict=True):
         assert torch.equal(one, other)

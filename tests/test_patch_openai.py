@@ -63,6 +63,20 @@ def test_dtypes_of_losses(peer, dtypes):
         peers.close(got["loss"][later], wanted["loss"][later], 2e-3)
 
 
+@pytest.mark.parametrize("loss", ["MSE", "KL"])
+def test_timesteps_are_free_once_a_loss_of_half_precision_is_there(peer, loss):
+    plain, patched, handle = peer.pair(loss=loss)
+    grads = []
+    for diffusion in (plain, patched):
+        model, x, t = peers.network("LEARNED_RANGE", output=torch.bfloat16), peers.images(), peers.BATCH.clamp(min=1)
+        total = diffusion.training_losses(model, x, t, noise=peers.noise_like(x))["loss"].sum()
+        t.zero_()
+        total.backward()
+        grads.append(model.weight.grad)
+    peers.close(grads[1], grads[0], 2e-2)
+    assert not handle.fell_back
+
+
 @pytest.mark.parametrize("options", SPACINGS, ids=str)
 def test_what_the_model_is_given(peer, options):
     plain, patched, _ = peer.pair("EPSILON", "FIXED_SMALL", "MSE", **options)

@@ -52,6 +52,6 @@ NAME = "improved_diffusion"
 STEP = (Method(optimize_normal, AVERAGED), Method(_log_grad_norm, READ_ONCE))
 ALL = (
     *diffusions(NAME, p_sample, ddim_sample, ddim_reverse_sample),
-    trainer(NAME, _parts, *STEP),
+    trainer(NAME, _parts, *STEP, left=("optimize_fp16, but for its norm",)),
 )
 PEERS = {peer.name: peer for peer in ALL}

@@ -114,10 +114,9 @@ def unpatched(*parts: Any) -> Iterable[Any]:
     return [part for part in parts if getattr(vars(part).get(MARK), "obj", None) is None]
 
 
-def trainer(package: str, parts: Callable[[Any], Iterable[Any]], *methods: Method) -> Peer:
+def trainer(package: str, parts: Callable[[Any], Iterable[Any]], *methods: Method, left: tuple[str, ...] = ()) -> Peer:
     """Of a package TrainLoop."""
     logged = Method(forward_backward, "the terms that it logs are one host read")
-    left = ("training in float16, but for its norms and averages",)
     functions = ("update_ema", "log_loss_dict")
     return Peer(f"{package}.TrainLoop", f"{package}.train_util", (logged, *methods), left, parts, functions=functions)
 
