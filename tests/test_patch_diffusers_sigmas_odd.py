@@ -253,7 +253,7 @@ def test_of_equal_timesteps_the_second_is_noised_for_and_unknown_ones_as_there(n
         unknown = torch.tensor([3, 5, 7])
         agree(plain.add_noise(X, Z, unknown), patched.add_noise(X, Z, unknown), 1e-6)
     assert not patched._fastddpm.fell_back
-    made = patched._fastddpm.tables["add_noise"][3]
+    made = patched._fastddpm.tables["add_noise"][-1]
     given = torch.cat((plain.timesteps, plain.timesteps[:1] + 0.5, torch.tensor([-7.0, 5000.0]))).to(made.values.dtype)
     assert torch.equal(made.looked_up(given), made.index(given, given.device))  # as on a device
 
