@@ -11,6 +11,7 @@ import torch
 
 import fastddpm
 from fastddpm.integrations import PEERS
+from fastddpm.integrations import diffusers as ours
 from fastddpm.integrations.patch import MARK, Method, original
 from fastddpm.integrations.sources import digest
 
@@ -134,6 +135,22 @@ def test_twice_is_refused():
         fastddpm.patch(plain)
     with fastddpm.patch(plain), pytest.raises(ValueError, match="patched already"):
         fastddpm.patch(plain, force=True)
+
+
+def test_a_part_that_is_patched_already_keeps_its_patch():
+    one = scheduler()
+    own, pipeline = fastddpm.patch(one, noise="philox"), diffusers.DDPMPipeline(torch.nn.Identity(), one)
+    with fastddpm.patch(pipeline) as handle:
+        assert handle.parts == [] and vars(one)[MARK] is own
+    assert vars(one)[MARK] is own and one.step.__func__ is not type(one).step
+
+
+def test_a_part_that_is_a_subclass_of_ours_is_left_as_it_is():
+    pipeline = diffusers.DDPMPipeline(torch.nn.Identity(), scheduler(ours.DDPMScheduler))
+    before = dict(vars(pipeline.scheduler))
+    with fastddpm.patch(pipeline) as handle:
+        assert handle.parts == []
+        same(before, vars(pipeline.scheduler))
 
 
 def test_a_pipeline_without_a_scheduler_is_refused():

@@ -178,7 +178,7 @@ def apply(obj: Any, known: Callable[[Any], Peer], noise: str, strict: bool, forc
 
 def _checked(obj: Any, known: Callable[[Any], Peer], noise: str, strict: bool, force: bool) -> Iterable[Patch]:
     peer = known(obj)
-    if getattr(vars(obj).get(MARK), "obj", None) is obj:
+    if is_patched(obj):
         already = "one that is patched already (its handle's undo() gives the original back)"
         raise ValueError(f"obj: expected an unpatched {peer.name}, got {already}")
     if not force:
@@ -186,9 +186,16 @@ def _checked(obj: Any, known: Callable[[Any], Peer], noise: str, strict: bool, f
     patch = Patch(obj, peer, noise, strict)
     yield patch
     for part in peer.parts(obj):
+        if is_patched(part) or class_of(part) is not type(part):  # by a handle of its own, or a subclass of ours
+            continue
         below = [*_checked(part, known, noise, strict, force)]
         patch.parts.append(below[0])
         yield from below
+
+
+def is_patched(obj: Any) -> bool:
+    """Whether it is, and not only a copy of what is."""
+    return getattr(vars(obj).get(MARK), "obj", None) is obj
 
 
 def check_sources(obj: Any, peer: Peer) -> None:

@@ -1,5 +1,6 @@
 """`add_noise` and `get_velocity` of the schedulers that have alphas_cumprod."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -14,24 +15,24 @@ from .walk import HALF
 
 @but_compiled
 def add_noise(self: Any, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    why = _why_not(self, original_samples, noise, timesteps)
-    if not why:
-        try:
-            return q_sample(original_samples, timesteps.to(original_samples.device), _schedule_of(self), noise)
-        except (IndexError, TypeError, ValueError) as refused:  # a timestep of -1 wraps, noise is broadcast, ..
-            why = str(refused)
-    return original(self, add_noise, why)(original_samples, noise, timesteps)
+    return _noised(self, add_noise, q_sample, original_samples, noise, timesteps)
 
 
 @but_compiled
 def get_velocity(self: Any, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    why = _why_not(self, sample, noise, timesteps)
+    return _noised(self, get_velocity, velocity, sample, noise, timesteps)
+
+
+def _noised(
+    self: Any, method: Callable[..., Tensor], ours: Callable[..., Tensor], x: Any, noise: Any, timesteps: Any
+) -> Tensor:
+    why = _why_not(self, x, noise, timesteps)
     if not why:
         try:
-            return velocity(sample, timesteps.to(sample.device), _schedule_of(self), noise)
-        except (IndexError, TypeError, ValueError) as refused:
+            return ours(x, timesteps.to(x.device), _schedule_of(self), noise)
+        except (IndexError, TypeError, ValueError) as refused:  # a timestep of -1 wraps, noise is broadcast, ..
             why = str(refused)
-    return original(self, get_velocity, why)(sample, noise, timesteps)
+    return original(self, method, why)(x, noise, timesteps)
 
 
 def _why_not(self: Any, x: Tensor, noise: Tensor, timesteps: Tensor) -> str:

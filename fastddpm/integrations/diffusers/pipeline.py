@@ -10,7 +10,7 @@ def _scheduler(pipeline: Any) -> Iterable[Any]:
     scheduler = getattr(pipeline, "scheduler", None)
     if scheduler is None:
         raise ValueError(f"obj: expected a pipeline with a scheduler, got a {type(pipeline).__name__} without one")
-    return () if hasattr(type(scheduler), "originals") else (scheduler,)  # none, where it is a subclass of ours
+    return (scheduler,)
 
 
 PEER = Peer("diffusers.DiffusionPipeline", "diffusers.pipelines.pipeline_utils", parts=_scheduler)

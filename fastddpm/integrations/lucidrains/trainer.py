@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from ..patch import MARK, Method, Peer
+from ..patch import Method, Peer
 from .fused import fused
 
 
@@ -67,11 +67,9 @@ def _milestone(self: Any) -> None:
 
 
 def _parts(trainer: Any) -> Iterable[Any]:
-    """But those that are patched already: an average of a patched diffusion is a patched one."""
     average = getattr(trainer, "ema", None)  # the main process's
     parts = [trainer.accelerator.unwrap_model(trainer.model)]
-    parts += [] if average is None else [average, average.ema_model]
-    return [part for part in parts if getattr(vars(part).get(MARK), "obj", None) is None]
+    return parts if average is None else [*parts, average, average.ema_model]  # one of a patched diffusion is a patched one
 
 
 PEER = Peer(

@@ -6,11 +6,11 @@ from typing import Any
 from ..patch import Method, Peer
 from .peers import diffusions
 from .sampling import ddim_reverse_sample, ddim_sample, p_sample
-from .trainer import AVERAGED, READ_ONCE, _compute_norms, _update_ema, trainer, unpatched
+from .trainer import AVERAGED, READ_ONCE, _compute_norms, _update_ema, trainer
 
 
 def _parts(loop: Any) -> Iterable[Any]:
-    return unpatched(loop.diffusion, loop.mp_trainer)
+    return (loop.diffusion, loop.mp_trainer)
 
 
 NAME = "guided_diffusion"

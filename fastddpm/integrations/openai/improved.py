@@ -10,7 +10,7 @@ from ..patch import Method
 from .chain import ancestral, implicit
 from .peers import diffusions
 from .sampling import Step, ddim_reverse_sample, stepped
-from .trainer import AVERAGED, READ_ONCE, _log_grad_norm, optimize_normal, trainer, unpatched
+from .trainer import AVERAGED, READ_ONCE, _log_grad_norm, optimize_normal, trainer
 
 Model = Callable[..., Any]
 
@@ -45,7 +45,7 @@ def ddim_sample(
 
 
 def _parts(loop: Any) -> Iterable[Any]:
-    return unpatched(loop.diffusion)
+    return (loop.diffusion,)
 
 
 NAME = "improved_diffusion"

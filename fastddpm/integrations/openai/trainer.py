@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...averaging import ema_update_
-from ..patch import MARK, Method, Peer, original
+from ..patch import Method, Peer, original
 
 # ---- guided-diffusion ----
 
@@ -108,10 +108,6 @@ def _squared_norms(tensors: Sequence[Tensor]) -> Tensor:
 def _average(averages: Iterable[Sequence[Tensor]], params: Sequence[Tensor], rates: Iterable[float]) -> None:
     for average, rate in zip(averages, rates, strict=False):
         ema_update_(average, params, rate)
-
-
-def unpatched(*parts: Any) -> Iterable[Any]:
-    return [part for part in parts if getattr(vars(part).get(MARK), "obj", None) is None]
 
 
 def trainer(package: str, parts: Callable[[Any], Iterable[Any]], *methods: Method, left: tuple[str, ...] = ()) -> Peer:
