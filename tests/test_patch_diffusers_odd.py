@@ -240,10 +240,10 @@ def test_the_same_timesteps_set_again_make_no_table(mode):
         for _ in range(2):
             patched.set_timesteps(6)
             patched.step(OUT, patched.timesteps[0], X)
-            first, made = patched._fastddpm.tables["step"][-1], patched._fastddpm.tables["step"][-1]
+            first = patched._fastddpm.tables["step"][-1]
         patched.set_timesteps(6)
         patched.step(OUT, patched.timesteps[0], X)
-        assert patched._fastddpm.tables["step"][-1] is first is made
+        assert patched._fastddpm.tables["step"][-1] is first
         patched.timesteps[0] += 1
         patched.step(OUT, patched.timesteps[0], X)
     if mode is torch.no_grad:  # nobody counts what is written in inference mode

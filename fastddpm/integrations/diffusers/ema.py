@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...averaging import ema_update_
 from ..compiled import but_compiled
 from ..patch import MARK, Method, Peer, original
 from .walk import HALF
@@ -26,13 +27,10 @@ def step(self: Any, parameters: Iterable[Tensor]) -> None:
     self.optimization_step += 1
     self.cur_decay_value = self.get_decay(self.optimization_step)
     averaged = [(s, p) for s, p in pairs if p.requires_grad]
-    copied = [(s, p) for s, p in pairs if not p.requires_grad]
-    if averaged:
-        shadows, values = map(list, zip(*averaged, strict=True))
-        torch._foreach_lerp_(shadows, values, 1 - self.cur_decay_value)
-    if copied:
-        shadows, values = map(list, zip(*copied, strict=True))
-        torch._foreach_copy_(shadows, values)
+    ema_update_([s for s, _ in averaged], [p for _, p in averaged], self.cur_decay_value)
+    for s, p in pairs:
+        if not p.requires_grad:
+            s.copy_(p)
 
 
 def _gathers() -> bool:
