@@ -64,15 +64,26 @@ _PER_THREAD = {False: 32, True: 16}
 
 
 @triton.jit
+def _masked(k, x):
+    """x, or 0 where its factor k is 0."""
+    return tl.where(k != 0, x, 0.0)
+
+
+@triton.jit
+def _product(k, x):
+    return k * _masked(k, x)
+
+
+@triton.jit
 def _term(k, x, total):
-    """k x + total"""
+    """k x + total: most targets have a predicated fma for it."""
     return tl.where(k != 0, tl.fma(k, x, total), total)
 
 
 @triton.jit
 def _growth(out_ptr, variance, row):
     """e^(k_v v)."""
-    e, _, _ = exponential(_term(column(row, STEP_K_V), read(out_ptr, variance), 0.0))
+    e, _, _ = exponential(_product(column(row, STEP_K_V), read(out_ptr, variance)))
     return e
 
 
@@ -101,7 +112,7 @@ def _guided(out_ptr, u_ptr, mean, scale):
     out = read(out_ptr, mean)
     if u_ptr is not None:
         u = read(u_ptr, mean)
-        out = _term(scale, out - u, u)
+        out = tl.fma(scale, _masked(scale, out - u), u)
     return out
 
 
@@ -125,14 +136,14 @@ def reverse_kernel(
     p_x, p_o, bound = _prediction(sample, row, bound_ptr, BOUND_STRIDE)
     k_x, k_0, k_o, sigma = column(row, STEP_K_X), column(row, STEP_K_0), column(row, STEP_K_O), column(row, STEP_SIGMA)
     x, out = read(x_ptr, place), _guided(out_ptr, u_ptr, mean, _scale(sample, row, guidance_ptr, GUIDANCE_STRIDE))
-    x_0 = _term(p_o, out, _term(p_x, x, 0.0))
+    x_0 = _term(p_o, out, _product(p_x, x))
     x_0 = tl.maximum(x_0, -bound, propagate_nan=tl.PropagateNan.ALL)
     x_0 = tl.minimum(x_0, bound, propagate_nan=tl.PropagateNan.ALL)
     if x_0_ptr is not None:
         write(x_0_ptr, place, x_0)
     if kept_ptr is not None:
-        write(kept_ptr, place, _term(column(row, STEP_C_0), x_0, _term(column(row, STEP_C_X), x, 0.0)))
-    x_prev = _term(k_o, out, _term(k_0, x_0, _term(k_x, x, 0.0)))
+        write(kept_ptr, place, _term(column(row, STEP_C_0), x_0, _product(column(row, STEP_C_X), x)))
+    x_prev = _term(k_o, out, _term(k_0, x_0, _product(k_x, x)))
     x_prev = _and_history(x_prev, h1_ptr, place, column(row, STEP_K_H1))
     x_prev = _and_history(x_prev, h2_ptr, place, column(row, STEP_K_H2))
     x_prev = _and_history(x_prev, h3_ptr, place, column(row, STEP_K_H3))
@@ -166,7 +177,7 @@ def reverse_backward_kernel(
     if grad_kept_ptr is not None:
         m = read(grad_kept_ptr, place)
         through, past = tl.fma(column(row, STEP_C_0), m, through), tl.fma(column(row, STEP_C_X), m, past)
-    through = tl.where(tl.abs(_term(p_o, out, _term(p_x, x, 0.0))) > bound, 0.0, through)
+    through = tl.where(tl.abs(_term(p_o, out, _product(p_x, x))) > bound, 0.0, through)
     grad_out, grad_x = tl.fma(p_o, through, k_o * g), tl.fma(p_x, through, past)
     if u_ptr is not None:
         write(grad_u_ptr, mean, tl.fma(-scale, grad_out, grad_out))
