@@ -1,7 +1,6 @@
 // The optimizer's op, on adamw.h: its tensors to one line of elements, then a pass for the norm and one for all the rest.
 #pragma once
 #include <cmath>
-#include <cstring>
 
 #include "losses.h"
 
@@ -11,7 +10,8 @@ namespace {
 using Tensors = std::vector<Tensor>;
 
 struct AdamWTensors {
-  const Tensors &params, &grads, &exp_avgs, &exp_avg_sqs, &averages;
+  const Tensors &params, &exp_avgs, &exp_avg_sqs, &averages;
+  Tensors grads;
 };
 
 bool lies_like(const Tensor& x, const Tensor& first) {
@@ -27,8 +27,16 @@ char* memory_of(const char* name, const Tensor& x, const Tensor& param, ScalarTy
   return static_cast<char*>(x.data_ptr());
 }
 
+// The gradient as its param lies: autograd nearly always has it so.
+const Tensor& laid_out(Tensor& grad, const Tensor& param) {
+  if (grad.scalar_type() != param.scalar_type() || lies_like(grad, param)) return grad;
+  Tensor copy = fresh_like(param);
+  torch::stable::copy_(copy, grad);
+  return grad = copy;
+}
+
 // A weight whose grad is [0] has none: only its average moves.
-Weight bind_weight(const AdamWTensors& all, size_t i, int64_t first, int64_t part) {
+Weight bind_weight(AdamWTensors& all, size_t i, int64_t first, int64_t part) {
   const Tensor& param = all.params[i];
   Weight w{};
   w.dtype = dtype_of({"params", nullptr, &param});
@@ -38,7 +46,7 @@ Weight bind_weight(const AdamWTensors& all, size_t i, int64_t first, int64_t par
   const ScalarType own = param.scalar_type(), wide = w.wide ? ScalarType::Double : ScalarType::Float;
   w.param = static_cast<char*>(param.data_ptr());
   if (all.grads[i].numel() || !w.numel) {
-    w.grad = memory_of("grads", all.grads[i], param, own);
+    w.grad = memory_of("grads", laid_out(all.grads[i], param), param, own);
     w.exp_avg = memory_of("exp_avgs", all.exp_avgs[i], param, wide);
     w.exp_avg_sq = memory_of("exp_avg_sqs", all.exp_avg_sqs[i], param, wide);
   }
@@ -46,9 +54,10 @@ Weight bind_weight(const AdamWTensors& all, size_t i, int64_t first, int64_t par
   return w;
 }
 
-std::vector<Weight> bind_weights(const AdamWTensors& all, const std::vector<int64_t>& counts) {
+std::vector<Weight> bind_weights(AdamWTensors& all, const std::vector<int64_t>& counts) {
   const size_t count = all.params.size();
-  for (const auto& [name, tensors] : {std::pair{"grads", &all.grads}, {"exp_avgs", &all.exp_avgs}, {"exp_avg_sqs", &all.exp_avg_sqs}})
+  using Named = std::pair<const char*, const Tensors*>;
+  for (const auto& [name, tensors] : {Named{"grads", &all.grads}, {"exp_avgs", &all.exp_avgs}, {"exp_avg_sqs", &all.exp_avg_sqs}})
     if (tensors->size() != count) refuse(name, std::to_string(count) + " tensors", std::to_string(tensors->size()));
   if (!all.averages.empty() && all.averages.size() != count)
     refuse("averages", std::to_string(count) + " tensors, or none", std::to_string(all.averages.size()));
@@ -119,11 +128,6 @@ double clipping(double max_norm, double norm) {
   return factor > 1 ? 1 : factor;
 }
 
-void zero(const std::vector<Weight>& weights) {
-  for (const Weight& w : weights)
-    if (w.grad) std::memset(w.grad, 0, size_t(w.numel * size_of(w.dtype)));
-}
-
 Tensor adamw_(const Tensors params, const Tensors grads, const Tensors exp_avgs, const Tensors exp_avg_sqs, const Tensors averages,
               const std::vector<int64_t> counts, const Tensor& rows, const Tensor& steps, const MaybeTensor& grad_scale,
               const MaybeTensor& found_inf, std::optional<double> max_grad_norm, double decay, int64_t update_after, bool warmup,
@@ -131,7 +135,8 @@ Tensor adamw_(const Tensors params, const Tensors grads, const Tensors exp_avgs,
   const int64_t parts = int64_t(counts.size());
   const auto* row = numbers_of<AdamWRow<double>>("rows", rows, ScalarType::Double, 8 * parts);
   float* n = numbers_of<float>("steps", steps, ScalarType::Float, 1 + parts);
-  const auto weights = bind_weights({params, grads, exp_avgs, exp_avg_sqs, averages}, counts);
+  AdamWTensors all{params, exp_avgs, exp_avg_sqs, averages, grads};
+  const auto weights = bind_weights(all, counts);
   const float *scale = scalar("grad_scale", grad_scale), *skip = scalar("found_inf", found_inf);
   Tensor norm = fresh(steps, max_grad_norm ? std::nullopt : std::optional<int64_t>(0));
   if (weights.empty()) return norm;
@@ -143,10 +148,10 @@ Tensor adamw_(const Tensors params, const Tensors grads, const Tensors exp_avgs,
     store(norm, 0, length);
     factor *= clipping(*max_grad_norm, length);
   }
-  if (skip && *skip != 0) {
-    if (zero_grads) zero(weights);
-    return norm;
-  }
+  const bool skipped = skip && *skip != 0;
+  for (size_t i = 0; zero_grads && i < weights.size(); ++i)  // what the pass does not leave zeros in
+    if (skipped || all.grads[i].data_ptr() != grads[i].data_ptr()) torch::stable::zero_(const_cast<Tensor&>(grads[i]));
+  if (skipped) return norm;
   args.one_less_decay = 1 - decay_at(decay, ++n[0], update_after, warmup);
   std::vector<StepSize> sizes;
   for (int64_t i = 0; i < parts; ++i) sizes.push_back(step_size(row[i], ++n[1 + i], factor));
