@@ -13,8 +13,6 @@ from ..checks import as_int
 from .average import Average
 from .parts import MOMENTS, Parts, check_weight
 
-OWN = ("max_grad_norm", "ema_decay", "ema_update_after", "ema_warmup", "grad_norm", "_keeps")
-
 
 class AdamW(torch.optim.AdamW):
     """`torch.optim.AdamW` (Loshchilov & Hutter 2019) that also clips the gradients' norm and keeps a moving average.
@@ -45,6 +43,9 @@ class AdamW(torch.optim.AdamW):
         TypeError, ValueError: an argument out of range; amsgrad or differentiable; weights on several devices, sharded
             (DTensor, of FSDP2) or not floating; at a step sparse gradients. Named.
     """
+
+    _step_supports_amp_scaling = True
+    """What a GradScaler asks: whether it may leave its scale, and whether to skip, to the step."""
 
     def __init__(
         self,
@@ -77,23 +78,15 @@ class AdamW(torch.optim.AdamW):
         if as_int("ema_update_after", ema_update_after) < 0:
             raise ValueError(f"ema_update_after: expected 0 or more, got {ema_update_after}")
         self.max_grad_norm = None if max_grad_norm is None else float(max_grad_norm)
-        self.ema_decay = None if ema_decay is None else float(ema_decay)
-        self.ema_update_after, self.ema_warmup = int(ema_update_after), bool(ema_warmup)
         self.grad_norm: Tensor | None = None
         self._keeps: dict[Tensor, int] | None = None
         super().__init__(
             params, lr, betas, eps, weight_decay, maximize=maximize, foreach=foreach, capturable=capturable, fused=fused
         )
-        self._step_supports_amp_scaling = True
-        self.average = None if ema_decay is None else Average(self)
-
-    @property
-    def updates(self) -> int:
-        """How many steps have been taken. Reading it waits for the device."""
-        return int(max((float(state["step"]) for state in self.state.values() if "step" in state), default=0))
+        self.average = None if ema_decay is None else Average(self, float(ema_decay), int(ema_update_after), bool(ema_warmup))
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """One update of all weights that have gradients.
 
         Args:
@@ -125,21 +118,19 @@ class AdamW(torch.optim.AdamW):
         params = parts.params
         if parts.loose:
             params = [torch.empty_like(p).copy_(p) if i in parts.loose else p for i, p in enumerate(params)]
-        none = parts.steps[:0]
+        none, average = parts.steps[:0], self.average
         self.grad_norm = ops.adamw_(
             params,
             [none if (g := grads[i]) is None else g for i in parts.order],
             *(parts.tensors(name) for name in MOMENTS),
-            [] if self.average is None else parts.tensors("average"),
+            [] if average is None else parts.tensors("average"),
             parts.counts,
             parts.rows,
             parts.steps,
             getattr(self, "grad_scale", None),
             getattr(self, "found_inf", None),
             self.max_grad_norm,
-            self.ema_decay or 0.0,
-            self.ema_update_after,
-            self.ema_warmup,
+            *((0.0, 0, False) if average is None else (average.decay, average.update_after, average.warmup)),
             self._keeps is not None,
         )
         if self.max_grad_norm is None:
@@ -150,13 +141,23 @@ class AdamW(torch.optim.AdamW):
         if self._keeps is not None:
             self._keeps = {g: g._version for g in grads if g is not None}
 
-    def keep_gradients(self) -> None:
-        """From now on the gradients that there are stay where they are: `step` leaves zeros in them, and `zero_grad` keeps them.
+    @torch.no_grad()
+    def make_static(self) -> None:
+        """For CUDA graphs: makes all that a step reads and writes, for the weights that have gradients now, and keeps it where
+        it is: moments, averages, and the gradients, which from here on `step` leaves zeros in and `zero_grad` keeps.
 
-        For CUDA graphs, which read and write them at one address. Otherwise autograd hands its own over, which is faster than
-        to add to others.
+        Without a graph do not: autograd hands a new gradient over, but adds to one that is there.
         """
-        self._keeps = {p.grad: -1 for group in self.param_groups for p in group["params"] if p.grad is not None}
+        grads = [p.grad for group in self.param_groups for p in group["params"]]
+        self._parts = Parts(self, grads, self.average is not None)
+        self._parts.renew()
+        self._keeps = {g: -1 for g in grads if g is not None}
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that a step changes beside the weights."""
+        steps = [] if self._parts is None else [self._parts.steps]
+        return steps + [x for state in self.state.values() for name, x in state.items() if name != "step"]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         if self._keeps is None:
@@ -196,10 +197,12 @@ class AdamW(torch.optim.AdamW):
                     self.state[p][name] = given[name].to(p.device, torch.float32, copy=True)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in OWN}}
+        own = {name: getattr(self, name) for name in ("max_grad_norm", "grad_norm", "_keeps")}
+        average = None if self.average is None else (self.average.decay, self.average.update_after, self.average.warmup)
+        return {**super().__getstate__(), **own, "average": average}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._parts = None
-        if not hasattr(self, "average"):
-            self.average = None if self.ema_decay is None else Average(self)
+        if isinstance(state.get("average"), tuple):
+            self.average = Average(self, *state["average"])

@@ -1,16 +1,14 @@
 """The averaged weights that an optimizer keeps."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..checks import describe
-
-if TYPE_CHECKING:
-    from .adamw import AdamW
+from .parts import lay_out, state_dtype
 
 
 class Average:
@@ -20,9 +18,16 @@ class Average:
     float16 weights, in which a slow average would not move.
     """
 
-    def __init__(self, optimizer: "AdamW"):
+    def __init__(self, optimizer: torch.optim.Optimizer, decay: float, update_after: int = 0, warmup: bool = False):
         self._optimizer = optimizer
+        self.decay, self.update_after, self.warmup = decay, update_after, warmup
         self.swapped = False
+        self._before: list[Tensor] = []
+
+    @property
+    def updates(self) -> int:
+        """How many steps have been taken. Reading it waits for the device."""
+        return int(max((float(state["step"]) for state in self._optimizer.state.values() if "step" in state), default=0))
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -50,16 +55,14 @@ class Average:
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        """Whoever looks at the averages inside finds the model's own weights there, to the bit: in `before` for half precision,
-        whose averages are wider."""
-        self.swapped = not self.swapped
         pairs = [(p, e) for p, e in zip(self._weights, self.tensors, strict=True) if e.data_ptr() != p.data_ptr()]
+        weights = [p for p, _ in pairs]
+        self.swapped = not self.swapped
         if self.swapped:
-            self._before = [p.clone() for p, _ in pairs]
-            torch._foreach_copy_([p for p, _ in pairs], [e for _, e in pairs])
-        else:
-            torch._foreach_copy_([p for p, _ in pairs], self._before)
-            del self._before
+            self._before = [p.clone() for p in weights]
+        torch._foreach_copy_(weights, [e for _, e in pairs] if self.swapped else self._before)
+        if not self.swapped:
+            self._before = []
 
     @torch.no_grad()
     def copy_to(self, model: torch.nn.Module) -> None:
@@ -82,35 +85,56 @@ class Average:
             raise ValueError(f"model: expected {len(averages)} weights, as the optimizer has, got {len(params)}")
         for (name, p), e in zip(params.items(), averages, strict=True):
             if p.shape != e.shape:
-                raise ValueError(f"model: expected {name} to be {list(e.shape)}, as the optimizer's is there, got {describe(p)}")
+                raise ValueError(
+                    f"model: expected {name} to be {list(e.shape)}, as the optimizer's is there, got {describe(p)}"
+                )
         for p, e in zip(params.values(), averages, strict=True):
             p.copy_(e)
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of the averages, in the form of diffusers' `EMAModel.state_dict()`, which loads it."""
-        o = self._optimizer
-        decay = float(o.ema_decay)
         return {
-            "decay": decay,
-            "min_decay": 0.0 if o.ema_warmup else decay,
-            "optimization_step": o.updates,
-            "update_after_step": o.ema_update_after,
+            "decay": self.decay,
+            "min_decay": 0.0 if self.warmup else self.decay,
+            "optimization_step": self.updates,
+            "update_after_step": self.update_after,
             "use_ema_warmup": False,
             "inv_gamma": 1.0,
             "power": 2 / 3,
             "shadow_params": [e.detach().clone() for e in self.tensors],
         }
 
-    def state_for_averaged_model(self, model: torch.nn.Module) -> dict[str, Tensor]:
-        """What `torch.optim.swa_utils.AveragedModel(model).load_state_dict` takes: the averages under the names that the weights
-        have in the model that is trained, and its buffers."""
+    def weights_of(self, model: torch.nn.Module) -> dict[str, Tensor]:
+        """`model.state_dict()` of the model that is trained, with the averages in its weights' place: another one of its kind
+        loads it. (Its buffers are as they are.)"""
         mine = {id(p): e for p, e in zip(self._weights, self.tensors, strict=True)}
-        state = {f"module.{name}": mine.get(id(x), x).detach().clone() for name, x in model.state_dict(keep_vars=True).items()}
-        return {"n_averaged": torch.tensor(self._optimizer.updates), **state}
+        state = model.state_dict(keep_vars=True)
+        return {name: mine[id(x)].to(x.dtype) if id(x) in mine else x.detach() for name, x in state.items()}
+
+    def state_for_averaged_model(self, model: torch.nn.Module) -> dict[str, Tensor]:
+        """What `torch.optim.swa_utils.AveragedModel(model).load_state_dict` takes."""
+        weights = {f"module.{name}": x.clone() for name, x in self.weights_of(model).items()}
+        return {"n_averaged": torch.tensor(self.updates), **weights}
+
+    @torch.no_grad()
+    def load_weights(self, model: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
+        """Takes the averages from what `weights_of` the model that is trained returned, by their names.
+
+        Raises:
+            ValueError: a weight that is missing there, or of another shape, named.
+        """
+        mine = {id(p) for p in self._weights}
+        for name, p in model.named_parameters():
+            given = state.get(name)
+            if id(p) in mine and (not isinstance(given, Tensor) or given.shape != p.shape):
+                raise ValueError(f"state: expected {name}, {list(p.shape)}, got {describe(given)}")
+        for name, p in model.named_parameters():
+            if id(p) in mine:
+                self._take(p, state[name])
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes the averages from a `state_dict()` of this or of diffusers' EMAModel. (`optimizer.load_state_dict` does so too.)
+        """Takes the averages from a `state_dict()` of this or of diffusers' EMAModel. (`optimizer.load_state_dict` does too.)
 
         Raises:
             ValueError: as many or other tensors than the optimizer has.
@@ -120,6 +144,9 @@ class Average:
         if not isinstance(given, list) or [x.shape for x in given] != [p.shape for p in weights]:
             raise ValueError(f"state: expected 'shadow_params', {len(weights)} tensors of the weights' shapes, got others")
         for p, e in zip(weights, given, strict=True):
-            wide = torch.float64 if p.dtype is torch.float64 else torch.float32
-            self._optimizer.state[p]["average"] = torch.empty_like(p, dtype=wide).copy_(e)
-        self._optimizer._parts = None
+            self._take(p, e)
+
+    def _take(self, p: Tensor, e: Tensor) -> None:
+        state = self._optimizer.state[p]
+        state["average"] = torch.empty_like(p, dtype=state_dtype(p)).copy_(e)
+        lay_out(state, p, True)

@@ -106,7 +106,7 @@ def check_gradient(name: str, g: Tensor | None) -> None:
 
 def lay_out(state: dict[str, Any], p: Tensor, averaged: bool) -> None:
     """Makes a weight's state where it is not there, and lays it as the weight lies where another optimizer made it."""
-    wide = torch.float64 if p.dtype is torch.float64 else torch.float32
+    wide = state_dtype(p)
     if "step" not in state:
         state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
     for name in MOMENTS:
@@ -118,6 +118,11 @@ def lay_out(state: dict[str, Any], p: Tensor, averaged: bool) -> None:
         wanted = torch.empty_like(p, dtype=wide, device="meta")
         if (state[name].dtype, state[name].stride()) != (wide, wanted.stride()) or state[name].device != p.device:
             state[name] = torch.empty_like(p, dtype=wide).copy_(state[name])
+
+
+def state_dtype(p: Tensor) -> torch.dtype:
+    """Of a weight's moments and average."""
+    return torch.float64 if p.dtype is torch.float64 else torch.float32
 
 
 def _dense(p: Tensor) -> bool:

@@ -4,6 +4,8 @@ kernels/cpu/adamw.h, kernels/triton/adamw.py), by torch's foreach calls.
 p = (1 - lr weight_decay) p - step m / (root sqrt(v) + eps), step = lr / (1 - beta_1^n), root = 1 / sqrt(1 - beta_2^n)
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -26,8 +28,8 @@ def adamw_(
     first = 0
     for part, count in enumerate(counts):
         these = [i for i in range(first, first + count) if grads[i].numel()]
-        tensors = [[x[i] for i in these] for x in (params, grads, exp_avgs, exp_avg_sqs)]
-        _update(*tensors, unpack(AdamWRow, rows[part]), steps[1 + part].double(), factor, taken)
+        p, g, m, v = ([x[i] for i in these] for x in (params, grads, exp_avgs, exp_avg_sqs))
+        _update(p, g, m, v, unpack(AdamWRow, rows[part]), steps[1 + part].double(), factor, taken)
         first += count
     if averages:
         _average(averages, params, _decay(decay, steps[0], update_after, warmup), taken)
@@ -56,7 +58,7 @@ def _update(params, grads, exp_avgs, exp_avg_sqs, k: AdamWRow, n: Tensor, factor
 
 
 def _decay(decay: float, n: Tensor, update_after: int, warmup: bool) -> Tensor:
-    """The average's at its n-th update, n from 1: with warm-up that of diffusers' EMAModel, whose first update is a copy too."""
+    """The average's at its n-th update, n from 1: with warm-up diffusers' EMAModel's, whose first update is a copy too."""
     since = n.double() - 1 - update_after
     now = ((1 + since) / (10 + since)).clamp(max=decay) if warmup else torch.full_like(since, decay)
     return torch.where(since < (1 if warmup else 0), 0.0, now)
@@ -71,6 +73,6 @@ def _like(tensors: list[Tensor], wide: list[Tensor]) -> list[Tensor]:
     return [x.to(w.dtype) for x, w in zip(tensors, wide, strict=True)]
 
 
-def _commit(old: list[Tensor], new: list[Tensor], taken: Tensor | None) -> None:
+def _commit(old: Sequence[Tensor], new: Sequence[Tensor], taken: Tensor | None) -> None:
     for mine, now in zip(old, new, strict=True):
         mine.copy_(now if taken is None else torch.where(taken, now, mine))
