@@ -1,5 +1,5 @@
-"""A batch on one rank and on two (gloo): the same timesteps, x_t, losses and gradients of the output, to the bit; an optimizer's
-step under DistributedDataParallel. And the word about a first_sample that is left out there."""
+"""A batch on one rank and on two (gloo): the same timesteps, x_t, losses and gradients of the output, to the bit; an
+optimizer's step under DistributedDataParallel. And the word about a first_sample that is left out there."""
 
 import os
 import warnings
