@@ -4,9 +4,8 @@
 // before any thread starts.
 #pragma once
 #include <algorithm>
-#include <vector>
 
-#include "plan.h"
+#include "sums.h"
 #include "tensors.h"
 
 namespace fastddpm {
@@ -186,8 +185,6 @@ template <template <class> class Row>
   bound.table = rows.data_ptr(), bound.index = numbers.data();
   return numbers;
 }
-
-using Samples = std::vector<double>;  // [B]
 
 // One value, or [B], of the arithmetic's type as [B].
 Samples bind_samples(const char* name, const Tensor& x, int64_t batch, bool wide) {
