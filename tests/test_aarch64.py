@@ -48,10 +48,5 @@ def test_the_noise_is_vectors_and_no_scalar_loop(driver):
         # constants beside them; a square root and 15 fused multiply-adds for each vector of pairs: four of each at once
         counted = {name: vector.count(name) for name in ("umull", "fsqrt", "fmla", "st2")}
         assert counted == {"umull": 16, "fsqrt": 4, "fmla": 60, "st2": 4}
-            "umull": 16,
-            "fsqrt": 4,
-            "fmla": 60,
-            "st2": 4,
-        }
         assert not [name for name in scalar if name.startswith(("f", "scvtf", "ucvtf"))], "no float is worked on by itself"
         assert scalar.count("mul") + scalar.count("umull") <= 2, "the products that a sample's blocks share"

@@ -27,7 +27,7 @@ const std::pair<const char*, ScalarType> kDtypes[] = {{"float32", ScalarType::Fl
                                                           {"bfloat16", ScalarType::BFloat16},
                                                           {"float16", ScalarType::Half},
                                                           {"float64", ScalarType::Double}};
-const Numbers kShapes[] = {{4, 3, 9, 17}, {3, 1}, {2, 5}, {2, 2, 5, 7}, {1, 4097}, {1, 5, 33, 31}};
+const Numbers kShapes[] = {{2, 3, 5, 7}, {2, 3, 0, 4}, {3, 1}, {2, 5}, {4, 2, 9, 17}, {1, 4097}, {1, 5, 33, 31}};
 
 class Run {
  public:

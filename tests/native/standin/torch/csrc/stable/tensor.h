@@ -40,8 +40,8 @@ class Tensor {
   }
 
   int64_t dim() const { return int64_t(sizes_.size()); }
-  int64_t size(int64_t d) const { return sizes_[size_t(d)]; }
-  int64_t stride(int64_t d) const { return strides_[size_t(d)]; }
+  int64_t size(int64_t d) const { return sizes_.at(size_t(d)); }  // throws, as torch does
+  int64_t stride(int64_t d) const { return strides_.at(size_t(d)); }
   const Numbers& sizes() const { return sizes_; }
   const Numbers& strides() const { return strides_; }
   ScalarType scalar_type() const { return dtype_; }
