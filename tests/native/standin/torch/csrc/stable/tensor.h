@@ -83,6 +83,26 @@ inline Numbers contiguous_strides(const Numbers& sizes) {
 
 inline Tensor empty_like(const Tensor& x) { return Tensor(x.sizes(), contiguous_strides(x.sizes()), x.scalar_type()); }
 
+// Of one dtype, in logical order.
+inline Tensor copy_(Tensor& to, const Tensor& from) {
+  const size_t size = to.element_size();
+  for (int64_t i = 0; i < to.numel(); ++i) {
+    int64_t rest = i, there = 0, here = 0;
+    for (int64_t d = to.dim(); d-- > 0; rest /= to.size(d)) {
+      there += rest % to.size(d) * to.stride(d);
+      here += rest % to.size(d) * from.stride(d);
+    }
+    std::memcpy(static_cast<char*>(to.data_ptr()) + there * size, static_cast<char*>(from.data_ptr()) + here * size, size);
+  }
+  return to;
+}
+
+inline Tensor zero_(Tensor& x) {
+  const Tensor zeros(x.sizes(), contiguous_strides(x.sizes()), x.scalar_type());
+  std::memset(zeros.data_ptr(), 0, size_t(zeros.numel()) * zeros.element_size());
+  return copy_(x, zeros);
+}
+
 inline int num_threads = 1;
 
 template <class F> void parallel_for(int64_t begin, int64_t end, int64_t grain, const F& f) {
