@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Trains a DDPM, and leaves in the run's folder: checkpoint.pt, samples.png, loss.png, metrics.jsonl, timing.json, "
+        "Trains a DDPM, and leaves in the run's folder: checkpoint.safetensors, samples.png, loss.png, metrics.jsonl, timing.json, "
         "and a pipeline for diffusers' DDPMPipeline.from_pretrained (not for --class-conditional, for whose labels it has no "
         "place, nor for --variance learned, which diffusers reads in another way). Ctrl-C saves and exits; --resume goes on "
         "from there."

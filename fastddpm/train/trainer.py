@@ -49,7 +49,7 @@ def train(config: TrainConfig, out: Path | str, overwrite: bool = False) -> "Tra
 
 
 def resume(out: Path | str, **changes: Any) -> "Trainer":
-    """Goes on with the run in `out` from its last checkpoint. Of its settings `changes` may raise `steps` alone.
+    """Goes on with the run in `out` from its last checkpoint. Of its settings `changes` may be those of `config.FREE`.
 
     The bits are those of an unbroken run on the same machine with the same number of threads, on which a network's sums depend.
 
@@ -157,6 +157,7 @@ class Trainer:
                 "t_sampler": None if self.t_sampler is None else self.t_sampler.state_dict(),
                 "generators": _generators(self.device),
             },
+            self.config.keep,
         )
 
     def restore(self, state: dict[str, Any]) -> None:
