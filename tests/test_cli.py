@@ -31,7 +31,16 @@ def test_train_resume_sample(tmp_path, data, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--data", data, *TINY]) == 0
     run = tmp_path / "runs" / "squares"
-    left = {"checkpoint.safetensors", "metrics.jsonl", "samples.png", "loss.png", "timing.json", "model_index.json", "unet", "scheduler"}
+    left = {
+        "checkpoint.safetensors",
+        "metrics.jsonl",
+        "samples.png",
+        "loss.png",
+        "timing.json",
+        "model_index.json",
+        "unet",
+        "scheduler",
+    }
     assert {path.name for path in run.iterdir()} == left
     output = capsys.readouterr().out
     assert all(stage in output for stage in ("noising", "network", "loss", "optimizer", "EMA", "total", "1.00x"))
@@ -39,8 +48,8 @@ def test_train_resume_sample(tmp_path, data, capsys, monkeypatch):
     assert main(["train", "--resume", "--out", str(run), "--steps=6"]) == 0
     assert checkpoint.load(run, "cpu")["step"] == 6
 
-    assert main(["sample", str(run), "-n", "3", "--steps=4", "--out", str(tmp_path / "three.png")]) == 0
-    assert Image.open(tmp_path / "three.png").size == (3 * 72 + 8, 80)
+    assert main(["sample", str(run), "-n", "3", "--steps=4", "--out", "three.png"]) == 0
+    assert Image.open(run / "three.png").size == (3 * 72 + 8, 80)
 
 
 @needs_diffusers

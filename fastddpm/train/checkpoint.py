@@ -92,4 +92,5 @@ def load(folder: Path, device: torch.device | str) -> dict[str, Any]:
 
 
 def _read_old(path: Path, device: torch.device | str) -> dict[str, Any]:
-    return torch.load(path, map_location=device, weights_only=True)
+    state = torch.load(path, map_location=device, weights_only=True)
+    return {**state, "generators": [state["generators"]]}  # of one rank

@@ -4,18 +4,21 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..schedule import NoiseSchedule
+from . import ranks
 from .checkpoint import write_atomically
 from .config import CHANNELS, TrainConfig, UsageError
 from .data import Data, as_float, load
 from .pictures import save_bound_plot
 from .runs import Run
+
+_SUMS = ("vb", "x_0_mse", "eps_mse")
 
 
 @dataclass(frozen=True)
@@ -79,17 +82,17 @@ def evaluate(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Evaluation:
-    """The bound of every image, given its label where there is one, `batch_size` at a time, which does not change the noise.
+    """The bound of every image, given its label where there is one, `batch_size` at a time, which does not change the noise. Of
+    several ranks each evaluates every so many-th batch, and all get the figures, which are those of one.
 
     Raises:
         UsageError: more steps than the chain has.
     """
     chain, images = walked_chain(run.config, steps), data.images
     diffusion, network = run.config.diffusion(), run.network.to(device).eval()
-    starts = range(0, len(images), batch_size)
-    totals, priors = [], []
-    sums = {name: torch.zeros(len(chain), dtype=torch.float64) for name in ("vb", "x_0_mse", "eps_mse")}
-    with tqdm(total=len(starts) * len(chain), desc="evaluating", unit="step") as bar:
+    starts = range(0, len(images), batch_size)[ranks.rank() :: ranks.count()]
+    parts: list[_Part] = []
+    with tqdm(total=len(starts) * len(chain), desc="evaluating", unit="step", disable=ranks.rank() > 0) as bar:
 
         def model(x_t: Tensor, t: Tensor, **labels: Tensor) -> Tensor:
             bar.update()
@@ -103,14 +106,26 @@ def evaluate(
                 model, x_0, seed, model_kwargs=labels, steps=steps, first_sample=start, progress=False
             )
             terms = {name: value.cpu().double() for name, value in terms.items()}
-            totals.append(terms["total"])
-            priors.append(terms["prior"])
-            for name, so_far in sums.items():
-                so_far += terms[name].sum(0)
-    total, prior, count = torch.cat(totals), torch.cat(priors), len(images)
+            parts.append(_Part(start, terms["total"], terms["prior"], torch.stack([terms[name].sum(0) for name in _SUMS])))
+    return _evaluation(chain, sorted(sum(ranks.of_all(parts), []), key=lambda part: part.start))
+
+
+class _Part(NamedTuple):
+    """A batch's bounds and priors, and its sums of what there is of each step."""
+
+    start: int
+    totals: Tensor
+    priors: Tensor
+    sums: Tensor
+
+
+def _evaluation(chain: NoiseSchedule, parts: list[_Part]) -> Evaluation:
+    """Summed in the data's order, whoever evaluated which."""
+    total, prior = (torch.cat([getattr(part, name) for part in parts]) for name in ("totals", "priors"))
+    count = len(total)
     error = float(total.std()) / math.sqrt(count) if count > 1 else None
-    means = {name: values / count for name, values in sums.items()}
-    return Evaluation(count, chain.timesteps, float(total.mean()), error, float(prior.mean()), **means)
+    means = sum(part.sums for part in parts) / count
+    return Evaluation(count, chain.timesteps, float(total.mean()), error, float(prior.mean()), *means)
 
 
 def walked_chain(config: TrainConfig, steps: int | None) -> NoiseSchedule:
