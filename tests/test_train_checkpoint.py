@@ -101,9 +101,7 @@ def test_the_last_checkpoints_are_kept(tmp_path, keep, kept):
     for step in (0, 5, 10, 15, 20, 20):
         checkpoint.save(tmp_path, {"step": step, "weight": torch.full((3,), step)}, keep)
     (tmp_path / "checkpoint-best.safetensors").touch()  # the user's
-    assert names(tmp_path) == sorted(
-        [checkpoint.NAME, "checkpoint-best.safetensors", *map("checkpoint-{}.safetensors".format, kept)]
-    )
+    assert names(tmp_path) == sorted([checkpoint.NAME, *map("checkpoint-{}.safetensors".format, ["best", *kept])])
     for step in kept:
         assert state_file.read(tmp_path / f"checkpoint-{step}.safetensors")["weight"].tolist() == [step] * 3
     checkpoint.save(tmp_path, {"step": 12}, keep)  # of a run that was gone back in

@@ -32,6 +32,9 @@ class Data(NamedTuple):
     labels: Tensor | None = None
     classes: tuple[str, ...] = ()
 
+    def first(self, count: int | None) -> "Data":
+        return self._replace(images=self.images[:count], labels=None if self.labels is None else self.labels[:count])
+
 
 def load(data: str, image_size: int | None = None, channels: str | None = None, labelled: bool = False) -> Data:
     """The images of `load_images`, and if `labelled` their labels: of digits, or of a folder that holds one sub-folder a class,

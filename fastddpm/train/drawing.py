@@ -48,7 +48,8 @@ def draw(
         callback: as `GaussianDiffusion.sample` takes it, of this rank's share.
 
     Raises:
-        UsageError: fewer images than ranks, steps that the chain or the sampler does not have, or labels or guidance that the run does not know.
+        UsageError: steps that the chain or the sampler does not have, labels or guidance that the run does not know, or fewer
+            images than ranks.
     """
     if count < ranks.count():
         raise UsageError(f"n: expected {ranks.count()} images or more on as many ranks, got {count}")

@@ -1,5 +1,6 @@
 """How well a run's model codes images: the variational bound over a data set, as a table, a file and a picture."""
 
+import itertools
 import json
 import math
 from dataclasses import dataclass
@@ -107,7 +108,7 @@ def evaluate(
             )
             terms = {name: value.cpu().double() for name, value in terms.items()}
             parts.append(_Part(start, terms["total"], terms["prior"], torch.stack([terms[name].sum(0) for name in _SUMS])))
-    return _evaluation(chain, sorted(sum(ranks.of_all(parts), []), key=lambda part: part.start))
+    return _evaluation(chain, sorted(itertools.chain(*ranks.of_all(parts)), key=lambda part: part.start))
 
 
 class _Part(NamedTuple):
@@ -124,8 +125,8 @@ def _evaluation(chain: NoiseSchedule, parts: list[_Part]) -> Evaluation:
     total, prior = (torch.cat([getattr(part, name) for part in parts]) for name in ("totals", "priors"))
     count = len(total)
     error = float(total.std()) / math.sqrt(count) if count > 1 else None
-    means = sum(part.sums for part in parts) / count
-    return Evaluation(count, chain.timesteps, float(total.mean()), error, float(prior.mean()), *means)
+    vb, x_0_mse, eps_mse = sum((part.sums for part in parts), torch.zeros(len(_SUMS), len(chain))) / count
+    return Evaluation(count, chain.timesteps, float(total.mean()), error, float(prior.mean()), vb, x_0_mse, eps_mse)
 
 
 def walked_chain(config: TrainConfig, steps: int | None) -> NoiseSchedule:

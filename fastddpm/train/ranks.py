@@ -1,4 +1,4 @@
-"""The ranks that torchrun starts: each one's share of a batch, and what they tell each other. A process of its own is all of them.
+"""The ranks that torchrun starts: each one's share of a batch, and what they tell each other. One process is a rank alone.
 
 torchrun --nproc-per-node 2 -m fastddpm train ...
 """

@@ -1,4 +1,4 @@
-"""A state of nested dicts, lists and tensors as one safetensors file. What is no tensor is JSON in its header, so that reading one
+"""A state of nested dicts, lists and tensors as one safetensors file. What is no tensor is JSON in its header, so reading one
 runs no code.
 
 safetensors holds contiguous tensors, each in memory of its own. So the JSON says with which strides each one lay, and tensors
@@ -19,7 +19,7 @@ FORMAT = "fastddpm.state.1"
 
 
 def to_bytes(state: dict[str, Any]) -> bytes:
-    """The file's content. A tensor that is no dense block of memory (a slice, an expanded one) is written as a contiguous one."""
+    """The file's content. A tensor that is no dense block of memory (a slice, an expanded one) becomes a contiguous one."""
     packer = _Packer()
     text = json.dumps(packer.pack(state, ""))
     return save(packer.tensors, {FORMAT: text})
