@@ -7,19 +7,18 @@ import pickle
 import resource
 import stat
 import struct
-import subprocess
 from functools import partial
 
 import pytest
 import torch
+
+pytest.importorskip("diffusers")
+
+from crash import CrashError, small_disk
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from fastddpm.train import UsageError, checkpoint, state_file
-
-
-class CrashError(Exception):
-    pass
 
 
 def crash(*_):
@@ -69,11 +68,8 @@ def full_disk(request, tmp_path):
         yield tmp_path, errno.EFBIG
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         return
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", tmp_path], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("a tmpfs can't be mounted here")
-    yield tmp_path, errno.ENOSPC
-    subprocess.run(["umount", tmp_path], check=True)
+    with small_disk(tmp_path, "100k"):
+        yield tmp_path, errno.ENOSPC
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_and_nothing_aside(full_disk):

@@ -1,4 +1,4 @@
-"""A run on 1, 2 and 3 ranks, real processes over gloo, is one run: the same noise, t and labels to the bit, whatever the split."""
+"""A run on 1, 2 and 3 ranks, real processes over gloo, is one run: the same images, noise, t and labels to the bit."""
 
 import json
 import os
@@ -42,7 +42,9 @@ CLASSES = tuple("0123456789")
 class Elementwise(torch.nn.Module):
     """A network whose outputs do not depend on the batch."""
 
-    config = {"sample_size": (8, 8), "in_channels": 1}
+    def __init__(self):
+        super().__init__()
+        self.config = {"sample_size": (8, 8), "in_channels": 1}
 
     def forward(self, x, t, class_labels):
         return SimpleNamespace(sample=0.4 * x + 0.01 * (t + class_labels).view(-1, 1, 1, 1))

@@ -1,6 +1,5 @@
 """A run stopped at any moment and resumed ends with the bits of a run that never stopped."""
 
-import json
 import os
 import signal
 import subprocess
@@ -12,7 +11,7 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from crash import CrashError, crash_at
+from crash import CrashError, assert_same_run, crash_at, losses
 
 from fastddpm.train import TrainConfig, UsageError, checkpoint, resume, train
 from fastddpm.train.config import FREE
@@ -39,24 +38,6 @@ def unbroken(tmp_path_factory):
     train(CONFIG, out)
     torch.set_num_threads(before)
     return out
-
-
-def assert_same_run(out, expected):
-    got, want = checkpoint.load(out, "cpu"), checkpoint.load(expected, "cpu")
-    assert got["step"] == want["step"] == CONFIG.steps
-    got |= {f"generators of {rank}": states for rank, states in enumerate(got["generators"])}
-    want |= {f"generators of {rank}": states for rank, states in enumerate(want["generators"])}
-    for part in ("network", "average", "generators of 0"):
-        assert all(torch.equal(got[part][name], want[part][name]) for name in want[part]), part
-    moments = [(a, b) for a, b in zip(got["optimizer"]["state"].values(), want["optimizer"]["state"].values(), strict=True)]
-    assert all(torch.equal(a[name], b[name]) for a, b in moments for name in b)
-    assert losses(out) == losses(expected)
-
-
-def losses(out):
-    """(step, loss) of every line; a broken line would not parse."""
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [(line["step"], line["loss"]) for line in lines]
 
 
 IMPORTS = "import os, signal, sys\nfrom fastddpm.train import checkpoint, cli, trainer"

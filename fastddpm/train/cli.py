@@ -57,9 +57,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Trains a DDPM, and leaves in the run's folder: checkpoint.safetensors, samples.png, loss.png, metrics.jsonl, "
         "timing.json, and a pipeline for diffusers' DDPMPipeline.from_pretrained (not for --class-conditional, for whose "
-        "labels it has no place, nor for --variance learned, which diffusers reads in another way). Ctrl-C saves and exits; --resume "
-        "goes on from there. On several GPUs, or processes: torchrun --nproc-per-node 2 -m fastddpm train ..; the run is the "
-        "same, and may go on with another number of them."
+        "labels it has no place, nor for --variance learned, which diffusers reads in another way). Ctrl-C saves and exits; "
+        "--resume goes on from there. On several GPUs, or processes: torchrun --nproc-per-node 2 -m fastddpm train ..; the run "
+        "is the same, and may go on with another number of them."
     )
     parser.set_defaults(command=_train)
     parser.add_argument("--data", default=argparse.SUPPRESS, metavar="digits|DIR|FILE.npy", help="what to learn from")

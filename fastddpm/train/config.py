@@ -24,7 +24,7 @@ DRAWS = tuple(name for name in SAMPLERS if name != "ddim_inverse")
 LABEL_DROPPING = 0.1
 """Ho & Salimans 2022."""
 CHANNELS = {"grey": 1, "rgb": 3}
-FREE = ("steps", "keep")
+FREE = ("steps", "keep", "workers")
 """The settings that a resumed run may change: steps, which it may raise, and what no result depends on."""
 GROUPS = 8
 """Groups of the network's group norms: its width is a multiple of this."""
@@ -133,6 +133,9 @@ class TrainConfig:
     )
     checkpoint_every: int = _count(500, "steps between checkpoints")
     keep: int = _count(1, "how many of the last checkpoints stay")
+    workers: int = _setting(
+        2, int, "processes that decode a folder too large for memory", "0 or more", lambda value: value >= 0
+    )
     log_every: int = _count(25, "steps whose mean loss makes one line of metrics.jsonl")
 
     def __post_init__(self):

@@ -16,6 +16,7 @@ from . import ranks
 from .checkpoint import write_atomically
 from .config import CHANNELS, TrainConfig, UsageError
 from .data import Data, as_float, load
+from .folder import workers_watched
 from .pictures import save_bound_plot
 from .runs import Run
 
@@ -69,10 +70,11 @@ def load_data(run: Run, data: str | None = None, limit: int | None = None) -> Da
     unknown = set(loaded.classes) - set(run.classes)
     if unknown:
         raise UsageError(f"data: expected the run's classes ({', '.join(run.classes)}), got {', '.join(sorted(unknown))} too")
+    loaded = loaded.first(limit)
     if loaded.labels is None:
-        return Data(loaded.images[:limit])
+        return loaded
     places = torch.tensor([run.classes.index(name) for name in loaded.classes])
-    return Data(loaded.images[:limit], places[loaded.labels[:limit]], run.classes)
+    return Data(loaded.images, places[loaded.labels], run.classes)
 
 
 def evaluate(
@@ -89,22 +91,23 @@ def evaluate(
     Raises:
         UsageError: more steps than the chain has.
     """
-    chain, images = walked_chain(run.config, steps), data.images
+    chain, images = walked_chain(run.config, steps), len(data.images)
     diffusion, network = run.config.diffusion(), run.network.to(device).eval()
-    starts = range(0, len(images), batch_size)[ranks.rank() :: ranks.count()]
+    starts = range(0, images, batch_size)[ranks.rank() :: ranks.count()]
+    batches = data.batches((torch.arange(start, min(start + batch_size, images)) for start in starts), run.config.workers)
     parts: list[_Part] = []
-    with tqdm(total=len(starts) * len(chain), desc="evaluating", unit="step", disable=ranks.rank() > 0) as bar:
+    progress = {"total": len(starts) * len(chain), "disable": ranks.rank() > 0}
+    with workers_watched(), tqdm(desc="evaluating", unit="step", **progress) as bar:
 
         def model(x_t: Tensor, t: Tensor, **labels: Tensor) -> Tensor:
             bar.update()
             return network(x_t, t, **labels).sample
 
-        for start in starts:
-            part = slice(start, start + batch_size)
-            x_0 = as_float(images[part].to(device))
-            labels = {} if data.labels is None else {"class_labels": data.labels[part].to(device)}
+        for start, (pixels, labels) in zip(starts, batches, strict=True):
+            x_0 = as_float(pixels.to(device))
+            given = {} if labels is None else {"class_labels": labels.to(device)}
             terms = diffusion.bits_per_dim(
-                model, x_0, seed, model_kwargs=labels, steps=steps, first_sample=start, progress=False
+                model, x_0, seed, model_kwargs=given, steps=steps, first_sample=start, progress=False
             )
             terms = {name: value.cpu().double() for name, value in terms.items()}
             parts.append(_Part(start, terms["total"], terms["prior"], torch.stack([terms[name].sum(0) for name in _SUMS])))

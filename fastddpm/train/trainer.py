@@ -8,6 +8,7 @@ Of several ranks each trains on its share of every batch, with the noise and t t
 """
 
 import copy
+import itertools
 import math
 import signal
 from collections.abc import Iterator
@@ -24,7 +25,8 @@ from .. import noise_key
 from ..graphs import GraphedTrainingStep, clip_and_step
 from . import checkpoint, ranks
 from .config import AUTOCASTS, TrainConfig, UsageError
-from .data import BatchOrder, as_float, drop_labels, fingerprint, load
+from .data import BatchOrder, as_float, drop_labels, fingerprint, has_digest, load
+from .folder import workers_watched
 from .metrics import Metrics
 from .network import make_network
 
@@ -88,14 +90,14 @@ class Trainer:
         if config.graph == "on" and (self.device.type != "cuda" or ranks.count() > 1):
             raise UsageError("graph: expected auto or off without a GPU, and on several ranks, got 'on'")
         data = load(config.data, config.image_size, config.channels, config.class_conditional)
-        self.fingerprint, self.classes = fingerprint(data), data.classes
-        self.images = data.images.to(self.device)
-        self.labels = None if data.labels is None else data.labels.to(self.device)
-        self.order = BatchOrder(len(self.images), config.batch_size, config.seed, self.device)
+        self.fingerprint, self.classes, self.data = fingerprint(data), data.classes, data.to(self.device)
+        self.order = BatchOrder(len(data.images), config.batch_size, config.seed, self.device)
+        self._batches: Iterator[tuple[Tensor, Tensor | None]] = iter(())
+        self._next = -1
         self.diffusion = config.diffusion()
         self.t_sampler = config.t_sampler(self.device)
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-        network = make_network(config, self.images.shape[1:], len(self.classes))
+        network = make_network(config, self.data.images.shape[1:], len(self.classes))
         self.network = network.to(self.device, memory_format=self.memory_format)
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
         self.optimizer = make_optimizer(self.network, config)
@@ -131,7 +133,7 @@ class Trainer:
         self.metrics.start(self.step)
         self.network.train()
         stopped = False  # all ranks after the same step
-        with self._signals(), self._bar() as bar:
+        with self._signals(), workers_watched(), self._bar() as bar:
             while self.step < self.config.steps and not stopped:
                 self.metrics.add(self.step, self.train_step())
                 self.step += 1
@@ -162,12 +164,16 @@ class Trainer:
 
     def batch(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """This rank's images of a step and what else the network is given, functions of (seed, step)."""
-        config, indices = self.config, self.order.indices(step)[self.share]
-        x_0 = as_float(self.images[indices]).contiguous(memory_format=self.memory_format)
-        if self.labels is None:
+        if step != self._next:
+            indices = (self.order.indices(i)[self.share] for i in itertools.count(step))
+            self._batches = self.data.batches(indices, self.config.workers)
+        self._next = step + 1
+        images, labels = next(self._batches)
+        x_0 = as_float(images.to(self.device, non_blocking=True)).contiguous(memory_format=self.memory_format)
+        if labels is None:
             return x_0, {}
-        key = self.key(step, "label_dropping")
-        return x_0, {"class_labels": drop_labels(self.labels[indices], key, config.drops_labels, len(self.classes))}
+        key, labels = self.key(step, "label_dropping"), labels.to(self.device)
+        return x_0, {"class_labels": drop_labels(labels, key, self.config.drops_labels, len(self.classes))}
 
     def save(self) -> None:
         """By rank 0, for any number of ranks to go on from."""
@@ -181,7 +187,7 @@ class Trainer:
                 "step": self.step,
                 "data": self.fingerprint,
                 "classes": list(self.classes),
-                "image_shape": list(self.images.shape[1:]),
+                "image_shape": list(self.data.images.shape[1:]),
                 "network": self.network.state_dict(),
                 "average": self.average.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -198,7 +204,7 @@ class Trainer:
         Raises:
             UsageError: the data is not what the run began with.
         """
-        if state["data"] != self.fingerprint:
+        if self.fingerprint != state["data"] and not has_digest(self.data, state["data"]):
             raise UsageError(f"data: expected the images that the run began with, got others in '{self.config.data}'")
         self.step = state["step"]
         self.network.load_state_dict(state["network"])
