@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 
@@ -42,6 +43,7 @@ def _call(target, arguments, log, environment):
         with open(log, "wb") as file:
             for stream in (1, 2):
                 os.dup2(file.fileno(), stream)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it
     os.environ.update(environment)
     torch.set_num_threads(1)
     sys.exit(target(*arguments))

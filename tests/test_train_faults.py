@@ -12,7 +12,7 @@ from helpers import threads
 
 pytest.importorskip("diffusers")
 
-from crash import assert_same_run, small_disk
+from crash import assert_same_run, losses, small_disk
 from processes import ended, start
 from test_train_folder import save_images
 
@@ -32,16 +32,39 @@ def command(out, config):
     return ["train", "--resume", f"--out={out}", *(f"--{name.replace('_', '-')}={value}" for name, value in given.items())]
 
 
+def before_each_step(do):
+    train_step = trainer.Trainer.train_step
+
+    def patched(self):
+        do(self)
+        return train_step(self)
+
+    trainer.Trainer.train_step = patched
+
+
 def slow_command(arguments, in_memory=data.IN_MEMORY):
     """In a group of processes of its own, with pauses between the steps."""
     os.setpgid(0, 0)
-    data.IN_MEMORY, train_step = in_memory, trainer.Trainer.train_step
+    data.IN_MEMORY = in_memory
+    before_each_step(lambda self: time.sleep(0.03))
+    return cli.main(arguments)
 
-    def slow(self):
-        time.sleep(0.03)
-        return train_step(self)
 
-    trainer.Trainer.train_step = slow
+def signalled_in_a_step(arguments, number):
+    before_each_step(lambda self: self.step == 13 and os.kill(os.getpid(), number))
+    return cli.main(arguments)
+
+
+def killed_in_a_checkpoint(arguments, number):
+    rename, calls = os.replace, []
+
+    def killing(aside, path):
+        calls.append(path)
+        if sum(path.name == checkpoint.NAME for path in calls) == 3:  # steps 0 and 5 are saved, 10 is about to be
+            os.kill(os.getpid(), number)
+        rename(aside, path)
+
+    os.replace = killing
     return cli.main(arguments)
 
 
@@ -72,6 +95,30 @@ def kill_at_random_moments(out, config, times):
 def test_a_run_killed_at_random_moments_ends_as_if_undisturbed(tmp_path, undisturbed):
     kill_at_random_moments(tmp_path, CONFIG, 2)
     assert_same_run(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("target, saved", [(signalled_in_a_step, 10), (killed_in_a_checkpoint, 5)])
+def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, undisturbed, target, saved):
+    run = start(target, command(tmp_path, replace(CONFIG, checkpoint_every=5)), signal.SIGKILL)
+    assert ended([run]) == [-signal.SIGKILL]
+    assert checkpoint.load(tmp_path, "cpu")["step"] == saved
+    assert losses(tmp_path)[-1][0] > saved  # so the file ran ahead of the checkpoint
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 15, "lo')  # a line that a kill cut short
+    with threads(1):
+        resume(tmp_path)
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_an_interrupted_run_finishes_its_step_and_saves(tmp_path, undisturbed):
+    log, out = tmp_path / "log", tmp_path / "run"
+    run = start(signalled_in_a_step, command(out, replace(CONFIG, checkpoint_every=5)), signal.SIGINT, log=log)
+    assert ended([run]) == [128 + signal.SIGINT], log.read_text()
+    assert f"fastddpm train --resume --out {out}" in log.read_text() and "Traceback" not in log.read_text()
+    assert checkpoint.load(out, "cpu")["step"] == 14 and not (out / "samples.png").exists()
+    with threads(1):
+        resume(out)
+    assert_same_run(out, undisturbed)
 
 
 @pytest.mark.slow

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import fields, replace
 
 import pytest
@@ -38,61 +36,6 @@ def unbroken(tmp_path_factory):
     train(CONFIG, out)
     torch.set_num_threads(before)
     return out
-
-
-IMPORTS = "import os, signal, sys\nfrom fastddpm.train import checkpoint, cli, trainer"
-
-
-def run_script(out, patch):
-    """The command line in a process of its own, with `patch` run before it: patches say where it meets its end."""
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in CONFIG.to_dict().items() if value not in (None, False)]
-    script = f"{IMPORTS}\n{patch}\nsys.exit(cli.main(sys.argv[1:]))"
-    command = [sys.executable, "-c", script, "train", f"--out={out}", *options]
-    return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
-
-
-SIGNAL_IN_STEP = """
-step = trainer.Trainer.train_step
-def train_step(self):
-    if self.step == 13:
-        os.kill(os.getpid(), signal.{name})
-    return step(self)
-trainer.Trainer.train_step = train_step
-"""
-
-KILL_IN_CHECKPOINT = """
-replace, calls = os.replace, []
-def killing(aside, path):
-    calls.append(path)
-    if sum(path.name == checkpoint.NAME for path in calls) == 3:  # steps 0 and 5 are saved, 10 is about to be
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(aside, path)
-os.replace = killing
-"""
-
-
-@pytest.mark.parametrize(
-    "patch, saved", [(SIGNAL_IN_STEP.format(name="SIGKILL"), 10), (KILL_IN_CHECKPOINT, 5)], ids=["step", "checkpoint"]
-)
-def test_killed_run(tmp_path, unbroken, patch, saved):
-    done = run_script(tmp_path, patch)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert checkpoint.load(tmp_path, "cpu")["step"] == saved
-    assert losses(tmp_path)[-1][0] > saved  # so the file ran ahead of the checkpoint
-    with open(tmp_path / "metrics.jsonl", "a") as file:
-        file.write('{"step": 15, "lo')  # a line that a kill cut short
-    resume(tmp_path)
-    assert_same_run(tmp_path, unbroken)
-
-
-def test_interrupted_run_finishes_its_step_and_saves(tmp_path, unbroken):
-    done = run_script(tmp_path, SIGNAL_IN_STEP.format(name="SIGINT"))
-    assert done.returncode == 128 + signal.SIGINT, done.stderr
-    assert f"fastddpm train --resume --out {tmp_path}" in done.stderr and "Traceback" not in done.stderr
-    assert checkpoint.load(tmp_path, "cpu")["step"] == 14
-    assert not (tmp_path / "samples.png").exists()
-    resume(tmp_path)
-    assert_same_run(tmp_path, unbroken)
 
 
 @pytest.mark.parametrize("step", [0, 5, 17])
