@@ -165,8 +165,8 @@ class Trainer:
     def batch(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """This rank's images of a step and what else the network is given, functions of (seed, step)."""
         if step != self._next:
-            indices = (self.order.indices(i)[self.share] for i in itertools.count(step))
-            self._batches = self.data.batches(indices, self.config.workers)
+            order, share = self.order, self.share  # not self: workers end when nothing holds their batches
+            self._batches = self.data.batches((order.indices(i)[share] for i in itertools.count(step)), self.config.workers)
         self._next = step + 1
         images, labels = next(self._batches)
         x_0 = as_float(images.to(self.device, non_blocking=True)).contiguous(memory_format=self.memory_format)
