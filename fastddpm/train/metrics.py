@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import ranks
 from .checkpoint import write_atomically
 
 
@@ -27,7 +28,8 @@ class Metrics:
     def start(self, step: int) -> None:
         """Makes the file agree with `lines`, and starts the clock at `step`."""
         text = "".join(map(_as_line, self.lines))
-        write_atomically(self.path, lambda file: file.write(text.encode()))
+        if ranks.rank() == 0:
+            write_atomically(self.path, lambda file: file.write(text.encode()))
         self._since, self._since_step = time.perf_counter(), step
 
     def add(self, step: int, loss: Tensor) -> None:
@@ -41,8 +43,9 @@ class Metrics:
         speed = (step - self._since_step) * batch_size / (now - self._since)
         self._since, self._since_step = now, step
         self.lines.append({"step": step, "loss": loss, "images_per_second": round(speed, 1)})
-        with open(self.path, "a") as file:
-            file.write(_as_line(self.lines[-1]))
+        if ranks.rank() == 0:
+            with open(self.path, "a") as file:
+                file.write(_as_line(self.lines[-1]))
         return {"loss": f"{loss:.4f}", "images/s": f"{speed:.0f}"}
 
     def state_dict(self) -> dict[str, Any]:
