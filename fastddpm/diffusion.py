@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from .bits_per_dim import Walk, parts_of, share_of
 from .checks import as_shape, check_data, check_float_dtype, check_key, check_one_of, describe
 from .coefficients import vlb_rows
+from .densities import Density, check_density
 from .functional import arithmetic, check_reduction, mse_loss, q_sample, q_sample_uniform, row_index
 from .importance import LossSecondMoment
 from .models import Model, call_model, device_of
@@ -40,6 +41,7 @@ class GaussianDiffusion:
         weight: of the mean squared error over t ("mse", "hybrid"): None, "min_snr", or a floating `[T]` table.
         cdf, first_variance: of the bound, as in `vlb_loss`.
         vlb_weight: of the bound in "hybrid", as in `hybrid_loss`.
+        density: of t in training, one of `fastddpm.densities`; None draws evenly. The loss is not weighted for it.
 
     Raises:
         TypeError, ValueError: an argument of a wrong type or an unknown name, or two that do not go together, named.
@@ -55,6 +57,8 @@ class GaussianDiffusion:
         cdf: str = "exact",
         vlb_weight: float | None = None,
         first_variance: str = "posterior",
+        *,
+        density: Density | None = None,
     ):
         check_schedule(schedule)
         schedule.check_prediction(prediction_type)
@@ -67,6 +71,9 @@ class GaussianDiffusion:
             raise ValueError(f"weight: expected None for loss {loss!r} (the bound weights its own terms), got {given!r}")
         if vlb_weight is not None and loss != "hybrid":
             raise ValueError(f"vlb_weight: expected None for loss {loss!r}, got {vlb_weight!r}")
+        if density is not None:
+            check_density(density)
+            density.bounds_on(len(schedule), torch.device("cpu"))  # refuses one of another T
         self.schedule = schedule
         self.prediction_type = prediction_type
         self.variance_type = variance_type
@@ -75,6 +82,7 @@ class GaussianDiffusion:
         self.cdf = cdf
         self.vlb_weight = vlb_weight
         self.first_variance = first_variance
+        self.density = density
         self._kept: dict[tuple, Any] = {}
 
     @property
@@ -141,13 +149,18 @@ class GaussianDiffusion:
             raise ValueError(f"t_sampler: expected one of {len(self.schedule)} timesteps, got {t_sampler.num_timesteps}")
         if t is not None:
             raise ValueError("t: expected None, since t_sampler draws it of the key, got both")
+        if self.density is not None:
+            raise ValueError("t_sampler: expected None, since this diffusion has a density of t, got both")
 
     def _noised(self, x_0: Tensor, key: Any, noise: Tensor | None, t: Tensor | int | None) -> tuple[Tensor, Tensor, Tensor]:
         """x_t, t for each sample, and the noise as the loss takes it."""
-        if noise is None and t is None:
+        if noise is None and t is None and self.density is None:
             return *q_sample_uniform(x_0, self.schedule, key), key
         noise = key if noise is None else noise
-        t = timesteps(key, len(self.schedule)) if t is None else row_index("t", t, x_0, self.schedule).expand(len(x_0))
+        if t is None:
+            t = timesteps(key, len(self.schedule), self.density)
+        else:
+            t = row_index("t", t, x_0, self.schedule).expand(len(x_0))
         return q_sample(x_0, t, self.schedule, noise), t, noise
 
     def _check_trains_variance(self) -> None:
