@@ -123,6 +123,25 @@ def _velocity(schedule: NoiseSchedule) -> Tensor:
     return pack(NoisingRow(-noise, signal))
 
 
+def perturbation_rows(schedule: NoiseSchedule, strength: float, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """`NoisingRow` of each t: 1, strength sqrt(1 - abar)."""
+    return schedule.table(_perturbation, device, dtype, strength)
+
+
+def _perturbation(schedule: NoiseSchedule, strength: float) -> Tensor:
+    a, s = _levels(schedule)
+    return pack(NoisingRow(torch.ones_like(a), strength * s))
+
+
+def x_0_rows(schedule: NoiseSchedule, prediction_type: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """`NoisingRow` of each t: x_0_hat = a x_t + s out."""
+    return schedule.table(_x_0, device, dtype, prediction_type)
+
+
+def _x_0(schedule: NoiseSchedule, prediction_type: str) -> Tensor:
+    return pack(NoisingRow(*x_0_columns(schedule, prediction_type)))
+
+
 # ---- losses ----
 
 

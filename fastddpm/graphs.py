@@ -208,7 +208,7 @@ class GraphedSampler:
         )
         x, kwargs = randn(initial, self.shape, self.dtype), dict(model_kwargs or {})
         last = torch.full((1,), len(self.loop.rows) - 1, device=self.device)
-        history = [] if self.whole else [x.clone() for _ in range(self.loop.rows.history)]
+        history = [] if self.whole else [h.clone() for h in self.loop.history(x)]
         inputs = (x, reverse, kwargs) if self.whole else (x, reverse, kwargs, last, history)
         run, times = (self.loop, 1) if self.whole else (self._step, len(self.loop.rows))
         if _has_graphs(self.device):
