@@ -11,10 +11,11 @@ from tqdm.auto import tqdm
 from .bits_per_dim import Walk, parts_of, share_of
 from .checks import as_shape, check_data, check_float_dtype, check_key, check_one_of, describe
 from .coefficients import vlb_rows
+from .densities import Density, check_density
 from .functional import arithmetic, check_reduction, mse_loss, number_or_index, q_sample, q_sample_uniform
 from .importance import LossSecondMoment
 from .models import Model, call_model, device_of
-from .noise import noise_key, timesteps
+from .noise import levels, noise_key, timesteps
 from .process import Process, check_process
 from .samplers import UNDER_GUIDANCE, StepRows
 from .sampling import STEERING, Inpainting, SamplingLoop, Steering, any_seed, check_seeds, edit_of, first_of
@@ -42,6 +43,7 @@ class GaussianDiffusion(Walks):
         weight: of the mean squared error over t ("mse", "hybrid"): None, "min_snr", or a floating `[T]` table.
         cdf, first_variance: of the bound, as in `vlb_loss`.
         vlb_weight: of the bound in "hybrid", as in `hybrid_loss`.
+        density: of t in training, one of `fastddpm.densities`; None draws evenly. The loss is not weighted for it.
 
     Raises:
         TypeError, ValueError: an argument of a wrong type or an unknown name, or two that do not go together, named.
@@ -57,6 +59,8 @@ class GaussianDiffusion(Walks):
         cdf: str = "exact",
         vlb_weight: float | None = None,
         first_variance: str = "posterior",
+        *,
+        density: Density | None = None,
     ):
         check_process(schedule)
         prediction_type = prediction_type or schedule.prediction_types[0]
@@ -76,6 +80,11 @@ class GaussianDiffusion(Walks):
             raise ValueError(f"weight: expected None for loss {loss!r} (the bound weights its own terms), got {given!r}")
         if vlb_weight is not None and loss != "hybrid":
             raise ValueError(f"vlb_weight: expected None for loss {loss!r}, got {vlb_weight!r}")
+        density = schedule.density if density is None else density
+        if density is not None:
+            check_density(density)
+            if schedule.num_timesteps:
+                density.bounds_on(len(schedule), torch.device("cpu"))  # refuses one of another T
         super().__init__()
         self.schedule = schedule
         self.prediction_type = prediction_type
@@ -85,6 +94,7 @@ class GaussianDiffusion(Walks):
         self.cdf = cdf
         self.vlb_weight = vlb_weight
         self.first_variance = first_variance
+        self.density = density
 
     @property
     def learns_variance(self) -> bool:
@@ -151,19 +161,20 @@ class GaussianDiffusion(Walks):
             raise ValueError(f"t_sampler: expected one of {len(self.schedule)} timesteps, got {t_sampler.num_timesteps}")
         if t is not None:
             raise ValueError("t: expected None, since t_sampler draws it of the key, got both")
+        if self.density is not None:
+            raise ValueError("t_sampler: expected None, since this diffusion has a density of t, got both")
 
     def _noised(self, x_0: Tensor, key: Any, noise: Tensor | None, t: Any) -> tuple[Tensor, Tensor, Tensor]:
         """x_t, t for each sample, and the noise as the loss takes it."""
-        drawn = self.schedule.draw(key) if t is None else t
-        if noise is None and drawn is None:
+        if noise is None and t is None and self.density is None:
             return *q_sample_uniform(x_0, self.schedule, key), key
         noise = key if noise is None else noise
-        if drawn is None:
-            drawn = timesteps(key, len(self.schedule))
+        if t is None:
+            t = timesteps(key, len(self.schedule), self.density) if self.schedule.num_timesteps else levels(key, self.density)
         else:
-            number, index = number_or_index("t", drawn, x_0, self.schedule)
-            drawn = (index if number is None else number).expand(len(x_0))
-        return q_sample(x_0, drawn, self.schedule, noise), drawn, noise
+            number, index = number_or_index("t", t, x_0, self.schedule)
+            t = (index if number is None else number).expand(len(x_0))
+        return q_sample(x_0, t, self.schedule, noise), t, noise
 
     def _check_trains_variance(self) -> None:
         if self.loss == "mse" and self.learns_variance:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .checks import check_one_of
 from .conversions import told
+from .densities import Density
 from .tables import Tables
 
 Target = Callable[[Tensor, Tensor, str], tuple[Tensor, Tensor]]
@@ -44,6 +45,7 @@ class Process(Tables):
     Attributes:
         levels: a, s, float64 `[T]`.
         timesteps: `[T]`, what the network is given at each index.
+        density: of t in training, unless another is asked for; None draws evenly.
         is_respaced: whether those are others than the indices.
         prediction_types: what the network may predict, the default first.
         sampler: the default's name.
@@ -58,6 +60,7 @@ class Process(Tables):
     sampler: str
     is_chain = is_continuous = is_rectified = False
     is_respaced = True
+    density: Density | None = None
 
     def __len__(self) -> int:
         return self.num_timesteps
@@ -74,9 +77,6 @@ class Process(Tables):
         """min(snr, gamma) of x_0's error (Hang et al. 2023), so the square of p_o times that; of epsilon 1 where a is 0."""
         _, p_o = x_0_of(a, s, prediction_type, self.target_of)
         return ((a / s).square().clamp(max=gamma) * p_o.square()).nan_to_num(nan=1.0)
-
-    def draw(self, key: Tensor | None) -> Tensor | None:
-        """Numbers t for a training step, a function of its key; None where indices are drawn."""
 
     def levels_at(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """a, s at numbers t, on their device: of a continuous process."""
