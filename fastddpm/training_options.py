@@ -11,9 +11,9 @@ from torch import Tensor
 from . import autograd, ops
 from .checks import as_finite, check_noise
 from .coefficients import perturbation_rows, x_0_rows
-from .functional import arithmetic
+from .functional import arithmetic, number_or_index
 from .noise import randn, with_stream
-from .schedule import NoiseSchedule
+from .process import Process
 
 
 def as_strength(name: str, value: float) -> float:
@@ -37,14 +37,15 @@ def with_offset(noise: Tensor, x_0: Tensor, key: Tensor, strength: float) -> Ten
     return z.add_(n, alpha=strength)
 
 
-def perturbed(x_t: Tensor, t: Tensor, schedule: NoiseSchedule, key: Tensor, strength: float) -> Tensor:
+def perturbed(x_t: Tensor, t: Tensor, schedule: Process, key: Tensor, strength: float) -> Tensor:
     """a x_0 + s (z + strength z') of x_t, z' the noise of another stream (Ning et al. 2023, "Input perturbation")."""
-    rows = perturbation_rows(schedule, strength, x_t.device, arithmetic(x_t))
-    return autograd.noising(x_t, with_stream(key, "input_perturbation"), t, rows)
+    number, index = number_or_index("t", t, x_t, schedule)
+    rows = perturbation_rows(schedule, strength, x_t.device, arithmetic(x_t), number)
+    return autograd.noising(x_t, with_stream(key, "input_perturbation"), index, rows)
 
 
 def own_estimate(
-    output_of: Callable[[Tensor], Tensor], x_t: Tensor, t: Tensor, schedule: NoiseSchedule, prediction_type: str, key: Tensor
+    output_of: Callable[[Tensor], Tensor], x_t: Tensor, t: Tensor, schedule: Process, prediction_type: str, key: Tensor
 ) -> Tensor:
     """x_0_hat of a first call, in every second sample by chance; 0 in the others (Chen et al. 2022, "Analog bits", 2.2).
 
@@ -53,7 +54,9 @@ def own_estimate(
     with torch.no_grad(), _uncached_autocast(x_t.device.type):
         output = output_of(torch.zeros_like(x_t))
         mean = output if output.shape == x_t.shape else output[:, : x_t.shape[1]]
-        x_0_hat = ops.noising(x_t, mean, t, x_0_rows(schedule, prediction_type, x_t.device, arithmetic(x_t)))
+        number, index = number_or_index("t", t, x_t, schedule)
+        rows = x_0_rows(schedule, prediction_type, x_t.device, arithmetic(x_t), number)
+        x_0_hat = ops.noising(x_t, mean, index, rows)
         left_out = randn(with_stream(key, "self_conditioning"), x_t.shape[:1]) >= 0
         return x_0_hat.masked_fill(left_out.view(-1, *(1,) * (x_t.dim() - 1)), 0.0)
 

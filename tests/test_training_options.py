@@ -6,6 +6,7 @@ from helpers import LAYOUTS, same_bits, values
 from test_no_host_reads import NoHostReads
 
 from fastddpm import (
+    FlowMatching,
     GaussianDiffusion,
     LossSecondMoment,
     NoiseSchedule,
@@ -196,6 +197,41 @@ def test_the_bound_is_of_the_model_without_an_estimate():
     assert same_bits(*bounds)
 
 
+# ---- of rectified flow ----
+
+FLOW = FlowMatching(1000, shift=3.0)
+
+
+@pytest.mark.parametrize("t", [None, torch.linspace(0.1, 1.0, 6)], ids=["indices", "numbers"])
+def test_what_a_flow_is_perturbed_and_conditioned_by(t):
+    diffusion, model = GaussianDiffusion(FLOW, input_perturbation=0.1, self_condition="self_cond"), Model()
+    got = diffusion.training_loss(model, X_0, KEY, t=t, reduction="none")
+    t = T if t is None else t
+    (seen, given_t, _), (_, _, estimate) = model.seen
+    torch.testing.assert_close(seen, q_sample(X_0, t, FLOW, randn(KEY, SHAPE) + 0.1 * of("input_perturbation", SHAPE)))
+    s = given_t.view(-1, 1, 1, 1) / 1000
+    taken = (of("self_conditioning", (6,)) < 0).view(-1, 1, 1, 1)
+    torch.testing.assert_close(estimate, (seen - s * Model()(seen, given_t)) * taken)
+    output = Model()(seen, given_t, estimate)
+    torch.testing.assert_close(got, mse_loss(output, t, FLOW, KEY, X_0, reduction="none"))
+
+
+def test_an_estimate_is_zeros_where_no_x_0_follows():
+    """From epsilon at pure noise."""
+    model = Model()
+    GaussianDiffusion(FLOW, "epsilon", self_condition="self_cond").training_loss(model, X_0, KEY, t=999)
+    assert not model.seen[1][2].any()
+
+
+@pytest.mark.parametrize("name", ["sigma_sqrt", "cosmap"])
+@pytest.mark.parametrize("t", [T, torch.linspace(0.1, 1.0, 6)], ids=["indices", "numbers"])
+def test_weights_are_diffusers(name, t):
+    theirs = pytest.importorskip("diffusers.training_utils").compute_loss_weighting_for_sd3
+    losses = [mse_loss(X_0 / 2, t, FLOW, KEY, X_0, weight=weight, reduction="none") for weight in (name, None)]
+    s = FLOW.levels_at(t)[1] if t.is_floating_point() else FLOW.levels[1][t]
+    torch.testing.assert_close(losses[0], losses[1] * theirs(name, s).float())
+
+
 # ---- all of them ----
 
 ALL = {"offset_noise": 0.1, "input_perturbation": 0.1, "self_condition": "self_cond", "density": densities.LogitNormal()}
@@ -234,6 +270,12 @@ def test_a_batch_split_in_two_sees_the_same():
 
 
 BAD = {
+    "a flow's weight": (
+        {"weight": "sigma_sqrt"},
+        {},
+        ValueError,
+        r"weight: expected one of None, 'min_snr', got 'sigma_sqrt'",
+    ),
     "a strength below 0": ({"offset_noise": -0.1}, {}, ValueError, "offset_noise: expected 0 or more, got -0.1"),
     "no strength": ({"input_perturbation": "0.1"}, {}, ValueError, "input_perturbation: expected a finite number, got '0.1'"),
     "no name": ({"self_condition": True}, {}, ValueError, "self_condition: expected the name of an argument .*, got True"),
