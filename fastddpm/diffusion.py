@@ -334,7 +334,7 @@ class GaussianDiffusion(Walks):
         known = None if inpaint is None else Inpainting(inpaint, loop, key(stream="inpainting"), x)
         edit = edit_of(loop.rows, callback, known)
         trajectory = [x] if return_trajectory else None
-        steps_noise = key(stream="reverse") if noise is None else of_sampling(noise, x, len(loop.rows) - loop.first)
+        steps_noise = key(stream=loop.rows.stream) if noise is None else of_sampling(noise, x, len(loop.rows) - loop.first)
         x = loop(x, steps_noise, model_kwargs, progress, edit, trajectory)
         return x if trajectory is None else torch.stack(trajectory)
 
