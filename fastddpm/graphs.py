@@ -204,7 +204,6 @@ class GraphedSampler:
         check_seeds(seed, self.shape)
         seed = any_seed() if seed is None else seed
         streams = ("initial", self.loop.rows.stream)
-        streams = ("initial", self.loop.rows.stream)
         initial, reverse = (noise_key(seed, 0, self.shape[0], first_sample, stream, self.device) for stream in streams)
         x, kwargs = randn(initial, self.shape, self.dtype), dict(model_kwargs or {})
         last = torch.full((1,), len(self.loop.rows) - 1, device=self.device)

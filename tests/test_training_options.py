@@ -6,12 +6,14 @@ from helpers import LAYOUTS, same_bits, values
 from test_no_host_reads import NoHostReads
 
 from fastddpm import (
+    EDM,
     FlowMatching,
     GaussianDiffusion,
     LossSecondMoment,
     NoiseSchedule,
     densities,
     hybrid_loss,
+    levels,
     mse_loss,
     noise_key,
     q_sample,
@@ -197,23 +199,39 @@ def test_the_bound_is_of_the_model_without_an_estimate():
     assert same_bits(*bounds)
 
 
-# ---- of rectified flow ----
+# ---- of other processes ----
 
-FLOW = FlowMatching(1000, shift=3.0)
+FLOW, NUMBERS = FlowMatching(1000, shift=3.0), torch.linspace(0.1, 1.0, 6)
 
 
-@pytest.mark.parametrize("t", [None, torch.linspace(0.1, 1.0, 6)], ids=["indices", "numbers"])
-def test_what_a_flow_is_perturbed_and_conditioned_by(t):
-    diffusion, model = GaussianDiffusion(FLOW, input_perturbation=0.1, self_condition="self_cond"), Model()
+def of_flow(x, s, out):
+    return x - s * out
+
+
+def of_edm(x, sigma, out):
+    """Karras et al. 2022, table 1, of c_in y."""
+    squared = sigma**2 + 0.25
+    return 0.25 / squared * x * squared.sqrt() + sigma * 0.5 / squared.sqrt() * out
+
+
+@pytest.mark.parametrize(
+    ("process", "t", "drawn", "level", "x_0_of"),
+    [
+        (FLOW, None, T, FLOW.levels[1][T].float(), of_flow),
+        (FLOW, NUMBERS, NUMBERS, FLOW.levels_at(NUMBERS)[1], of_flow),
+        (EDM(), None, levels(KEY, densities.LogNormal()), levels(KEY, densities.LogNormal()), of_edm),
+    ],
+    ids=["flow", "numbers", "edm"],
+)
+def test_what_another_process_is_perturbed_and_conditioned_by(process, t, drawn, level, x_0_of):
+    diffusion, model = GaussianDiffusion(process, input_perturbation=0.1, self_condition="self_cond"), Model()
     got = diffusion.training_loss(model, X_0, KEY, t=t, reduction="none")
-    t = T if t is None else t
     (seen, given_t, _), (_, _, estimate) = model.seen
-    torch.testing.assert_close(seen, q_sample(X_0, t, FLOW, randn(KEY, SHAPE) + 0.1 * of("input_perturbation", SHAPE)))
-    s = given_t.view(-1, 1, 1, 1) / 1000
+    torch.testing.assert_close(seen, q_sample(X_0, drawn, process, randn(KEY, SHAPE) + 0.1 * of("input_perturbation", SHAPE)))
     taken = (of("self_conditioning", (6,)) < 0).view(-1, 1, 1, 1)
-    torch.testing.assert_close(estimate, (seen - s * Model()(seen, given_t)) * taken)
+    torch.testing.assert_close(estimate, x_0_of(seen, level.view(-1, 1, 1, 1), Model()(seen, given_t)) * taken)
     output = Model()(seen, given_t, estimate)
-    torch.testing.assert_close(got, mse_loss(output, t, FLOW, KEY, X_0, reduction="none"))
+    torch.testing.assert_close(got, mse_loss(output, drawn, process, KEY, X_0, reduction="none"))
 
 
 def test_an_estimate_is_zeros_where_no_x_0_follows():
@@ -224,7 +242,7 @@ def test_an_estimate_is_zeros_where_no_x_0_follows():
 
 
 @pytest.mark.parametrize("name", ["sigma_sqrt", "cosmap"])
-@pytest.mark.parametrize("t", [T, torch.linspace(0.1, 1.0, 6)], ids=["indices", "numbers"])
+@pytest.mark.parametrize("t", [T, NUMBERS], ids=["indices", "numbers"])
 def test_weights_are_diffusers(name, t):
     theirs = pytest.importorskip("diffusers.training_utils").compute_loss_weighting_for_sd3
     losses = [mse_loss(X_0 / 2, t, FLOW, KEY, X_0, weight=weight, reduction="none") for weight in (name, None)]
