@@ -109,6 +109,21 @@ def test_an_odd_step_ends_as_the_original_does(case, cls, steps, prediction):
             each.prev_sample.square().sum().backward()
 
 
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("cls", [DDPM, DDIM])
+def test_an_infinity_that_the_original_clips_is_clipped(cls, prediction):
+    plain, patched = pair(cls, prediction_type=prediction)
+    out = OUT.clone()
+    out.view(-1)[:3] = torch.tensor([torch.inf, -torch.inf, torch.nan])
+    for t in plain.timesteps:
+        wanted, came = (each.step(out, t, X, generator=torch.manual_seed(0)) for each in (plain, patched))
+        for one, other in zip(wanted.to_tuple(), came.to_tuple(), strict=True):
+            torch.testing.assert_close(other[one.isfinite()], one[one.isfinite()], rtol=1e-5, atol=1e-5)
+            assert other.view(-1)[2].isnan()
+        finite = wanted.prev_sample.isfinite().view(-1)
+        assert finite[3:].all() and (cls is DDIM or finite[:2].all())
+
+
 def test_a_step_may_return_a_tuple():
     plain, patched = pair(DDPM)
     t = plain.timesteps[-1]
