@@ -12,6 +12,7 @@ pytest.importorskip("diffusers")
 import diffusers
 
 from fastddpm.integrations import diffusers as ours
+from fastddpm.integrations.tables import KEPT
 
 DDPM, DDIM = diffusers.DDPMScheduler, diffusers.DDIMScheduler
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
@@ -263,6 +264,20 @@ def test_the_same_timesteps_set_again_make_no_table(mode):
         patched.step(OUT, patched.timesteps[0], X)
     if mode is torch.no_grad:  # nobody counts what is written in inference mode
         assert patched._fastddpm.tables["step"][-1] is not first
+
+
+def test_loops_that_take_turns_find_their_tables_again():
+    _, patched = pair(DDPM)
+
+    def table(steps):
+        patched.set_timesteps(steps)
+        patched.step(OUT, patched.timesteps[0], X)
+        return patched._fastddpm.tables["step"][-1]
+
+    few, more = table(4), table(6)
+    assert table(4) is few is not more and table(6) is more
+    others = [table(steps) for steps in range(7, 7 + KEPT)]
+    assert table(7) is others[0] and table(4) is not few
 
 
 def test_a_gradient_flows_to_given_variance_noise():
