@@ -46,7 +46,8 @@ def width(kind: type[Columns]) -> int:
 
 def pack(row: Columns) -> Tensor:
     """Columns `[T]` to a table `[T, width]`."""
-    return torch.nn.functional.pad(torch.stack(row, 1), (0, width(type(row)) - len(row)))
+    columns, unused = torch.stack(row, 1), width(type(row)) - len(row)
+    return torch.nn.functional.pad(columns, (0, unused)) if unused else columns
 
 
 def unpack(kind: type[Columns], table: Tensor) -> Columns:

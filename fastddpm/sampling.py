@@ -365,11 +365,11 @@ def _to_x_0(rows: StepRows) -> Tensor:
 
 def _to_score(rows: StepRows) -> Tensor:
     """The output whose eps_hat is b times the gradient less: x_0_hat is b^2 / a more."""
-    a_2 = rows.levels()
-    moved = (1 - a_2) / (a_2.sqrt() * rows.columns.p_o)
+    a, b = rows.levels()
+    moved = b**2 / (a * rows.columns.p_o)
     if not bool(moved.isfinite().all()):
         raise ValueError("cond_fn: expected a sampler whose every step begins with some noise and some of x_0, got one without")
-    return pack(NoisingRow(torch.ones_like(a_2), moved))
+    return pack(NoisingRow(torch.ones_like(a), moved))
 
 
 def _to_mean(rows: StepRows) -> Tensor:
@@ -383,8 +383,7 @@ def _exponent(rows: StepRows) -> Tensor:
 
 def _level_behind(rows: StepRows) -> Tensor:
     """x_t of x_0 and noise, at the level that each row ends at: that of the row after it, and after row 0 without noise."""
-    a_2 = rows.levels()
-    if a_2[0] == 1 or bool((a_2[1:] > a_2[:-1]).any()):
+    a, b = rows.levels()
+    if b[0] == 0 or bool((b[1:] / a[1:] < b[:-1] / a[:-1]).any()):
         raise ValueError("inpaint: expected a sampler that walks towards less noise, got one that walks towards more")
-    a_2 = torch.cat((torch.ones_like(a_2[:1]), a_2[:-1]))
-    return pack(NoisingRow(a_2.sqrt(), (1 - a_2).sqrt()))
+    return pack(NoisingRow(torch.cat((torch.ones_like(a[:1]), a[:-1])), torch.cat((torch.zeros_like(b[:1]), b[:-1]))))

@@ -4,6 +4,7 @@ x_prev = k_x x + k_0 x_0_hat + k_e eps_hat + k_h1 h_1 + sigma z, from the level 
 """
 
 import torch
+from torch import Tensor
 
 from .levels import CONSISTENCY, Levels
 from .sampler import Columns, sampler
@@ -24,10 +25,10 @@ def ancestral(at: Levels) -> Columns:
     }
 
 
-def keeping(at: Levels) -> Columns:
-    """s eps_hat = x / a - x_0_hat for later steps: of eps_hat = x / b - x_0_hat a / b the roundings would not cancel."""
-    there = at.a > 0
-    return {"c_x": torch.where(there, 1 / at.a, 0.0), "c_0": torch.where(there, -1.0, 0.0).double()}
+def keeping(at: Levels, scale: Tensor) -> Columns:
+    """x / n - x_0_hat for later steps (of a, s eps_hat): of eps_hat = x / b - x_0_hat a / b the roundings would not cancel."""
+    there = scale > 0
+    return {"c_x": torch.where(there, 1 / scale, 0.0), "c_0": torch.where(there, -1.0, 0.0).double()}
 
 
 @sampler(spacing="leading", clip_denoised=True)
@@ -71,18 +72,20 @@ def heun(at: Levels) -> Columns:
     """Heun's method in s (Karras et al. 2022, algorithm 1 without churn): 2 S - 1 rows, a step's second stage at s' in its own.
 
     A step ends at y + (s' - s) (e + e') / 2, y = x / a and e, e' the eps_hats of its stages. The first has made y + (s' - s) e
-    already, so that the second adds (s' - s) (e' - e) / 2.
+    already, so that the second adds (s' - s) (e' - e) / 2. Of rectified flow y is x, s is b, and e the velocity.
     """
-    if bool(at.sigma[0].isinf()):
+    n, time = at.scale, at.b / at.scale
+    if bool(time[0].isinf()):
         raise ValueError(
             "schedule: expected a terminal SNR above 0 for heun (its mean of two slopes has no limit there), got 0"
         )
-    before = torch.cat((at.sigma[:1], at.sigma[:-1]))
-    half = at.a * (at.sigma - before) / 2  # 0 at a first stage: the row before it was at its level too
-    return {**straight(at), "k_e": half, "k_h1": -half / before, **keeping(at)}
+    before, step = torch.cat((time[:1], time[:-1])), straight(at)
+    half = n * (time - before) / 2  # 0 at a first stage: the row before it was at its level too
+    # the slope is (x / n - x_0_hat) / (b / n) = eps_hat + x_0_hat (a - n) / b
+    return {**step, "k_0": step["k_0"] + half * (at.a - n) / at.b, "k_e": half, "k_h1": -half / before, **keeping(at, n)}
 
 
-@sampler(spacing="lcm", spacings=CONSISTENCY)
+@sampler(spacing="lcm", spacings=CONSISTENCY, of_chain=True)
 def lcm(at: Levels, timestep_scaling: float = 10.0) -> Columns:
     """Luo et al. 2023 (latent consistency models), algorithm 3: x' = a' (c_skip x + c_out x_0_hat) + b' z.
 

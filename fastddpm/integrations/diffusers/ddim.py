@@ -6,7 +6,7 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from torch import Tensor
 
-from ...coefficients import epsilon_of, x_0_of
+from ...process import epsilon_of, x_0_of
 from ..compiled import but_compiled
 from ..patch import MARK, Method, Peer, original
 from ..tables import cached

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ... import autograd
 from ...checks import FLOAT_DTYPES, check_data, check_index, check_noise
-from ...coefficients import x_0_of
 from ...functional import arithmetic
+from ...process import x_0_of
 from ...rows import NoisingRow, pack
 from ...samplers import Levels
 from ...tables import Tables
