@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from . import densities, samplers
 from .averaging import ema_update_
 from .diffusion import GaussianDiffusion
+from .edm import EDM
 from .flow_matching import FlowMatching
 from .functional import mse_loss, q_sample, q_sample_uniform, q_step, reverse_step, velocity
 from .graphs import GraphedSampler, GraphedTrainingStep
@@ -21,6 +22,7 @@ except PackageNotFoundError:  # run from a source tree that was never installed
     __version__ = "unknown"
 
 __all__ = [
+    "EDM",
     "STREAMS",
     "FlowMatching",
     "GaussianDiffusion",

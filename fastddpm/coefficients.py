@@ -13,17 +13,17 @@ from .process import Process, x_0_of
 from .rows import MseRow, NoisingRow, VlbRow, pack
 from .schedule import FIRST_VARIANCES, PREDICTION_TYPES, VARIANCE_TYPES, NoiseSchedule
 
-WEIGHTS = (None, "min_snr")
+WEIGHTS = (None, "min_snr", "sigma_sqrt", "cosmap")
 
 
 # ---- what several tables share ----
 
 
-def x_0_columns(schedule: NoiseSchedule, prediction_type: str) -> tuple[Tensor, Tensor]:
+def x_0_columns(process: Process, prediction_type: str, t: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """p_x, p_o of `x_0_hat = p_x x_t + p_o out`."""
-    if prediction_type == "previous":
-        return -schedule.posterior_mean_x_t / schedule.posterior_mean_x_0, 1 / schedule.posterior_mean_x_0
-    return x_0_of(*schedule.levels, prediction_type)
+    if isinstance(process, NoiseSchedule) and prediction_type == "previous":
+        return -process.posterior_mean_x_t / process.posterior_mean_x_0, 1 / process.posterior_mean_x_0
+    return x_0_of(*_levels(process, t), prediction_type, process.target_of)
 
 
 def target_columns(process: Process, target: str, a: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -61,8 +61,16 @@ def variance_columns(schedule: NoiseSchedule, variance_type: str, first_variance
     return torch.cat((lower[:1], upper[1:])), zero  # fixed_large: OpenAI's [beta~_2, beta_2, ..]
 
 
+def _levels(process: Process, t: Tensor | None) -> tuple[Tensor, Tensor]:
+    return process.levels if t is None else process.levels_at(t)
+
+
 def _weights(process: Process, prediction_type: str, weight: str | None, a: Tensor, s: Tensor) -> Tensor:
-    return torch.ones_like(a) if weight is None else process.min_snr_weights_at(a, s, prediction_type)
+    if weight is None:
+        return torch.ones_like(a)
+    if weight == "min_snr":
+        return process.min_snr_weights_at(a, s, prediction_type)
+    return s**-2 if weight == "sigma_sqrt" else 2 / (math.pi * (a**2 + s**2))  # SD3's, a = 1 - s
 
 
 # ---- noising ----
@@ -96,6 +104,29 @@ def _velocity(schedule: NoiseSchedule) -> Tensor:
     return pack(NoisingRow(-noise, signal))
 
 
+def perturbation_rows(
+    process: Process, strength: float, device: torch.device, dtype: torch.dtype, t: Tensor | None = None
+) -> Tensor:
+    """`NoisingRow` of each index, or of numbers t: 1, strength s."""
+    return process.table(_perturbation, device, dtype, strength) if t is None else _perturbation(process, strength, t)
+
+
+def _perturbation(process: Process, strength: float, t: Tensor | None = None) -> Tensor:
+    a, s = _levels(process, t)
+    return pack(NoisingRow(torch.ones_like(a), strength * s))
+
+
+def x_0_rows(
+    process: Process, prediction_type: str, device: torch.device, dtype: torch.dtype, t: Tensor | None = None
+) -> Tensor:
+    """`NoisingRow` of each index, or of numbers t: x_0_hat = a x_t + s out, and 0 where no x_0 follows."""
+    return process.table(_x_0, device, dtype, prediction_type) if t is None else _x_0(process, prediction_type, t)
+
+
+def _x_0(process: Process, prediction_type: str, t: Tensor | None = None) -> Tensor:
+    return pack(NoisingRow(*x_0_columns(process, prediction_type, t))).nan_to_num(0.0, 0.0, 0.0)
+
+
 # ---- losses ----
 
 
@@ -104,12 +135,12 @@ def mse_rows(
 ) -> Tensor:
     """`MseRow` of each index, or of numbers t. `target` is a prediction type, or "previous_from_x_t" where x_t is at hand in
     place of the noise."""
-    _check_weight(weight)
+    _check_weight(process, weight)
     return process.table(_mse, device, dtype, target, weight) if t is None else _mse(process, target, weight, t)
 
 
 def _mse(process: Process, target: str, weight: str | None, t: Tensor | None = None) -> Tensor:
-    levels = process.levels if t is None else process.levels_at(t)
+    levels = _levels(process, t)
     return pack(MseRow(*target_columns(process, target, *levels), _weights(process, target, weight, *levels)))
 
 
@@ -141,7 +172,7 @@ def vlb_rows(
         check_one_of("prediction_type", prediction_type, PREDICTION_TYPES)
         check_one_of("variance_type", variance_type, VARIANCE_TYPES)
         check_one_of("first_variance", first_variance, FIRST_VARIANCES)
-    _check_weight(weight)
+    _check_weight(schedule, weight)
     return schedule.table(_vlb, device, dtype, prediction_type, variance_type, clip_denoised, first_variance, weight)
 
 
@@ -177,6 +208,6 @@ def _vlb(
     return pack(row)
 
 
-def _check_weight(weight: str | None) -> None:
+def _check_weight(process: Process, weight: str | None) -> None:
     if weight is not None and weight != "min_snr":
-        check_one_of("weight", weight, WEIGHTS)
+        check_one_of("weight", weight, WEIGHTS if process.is_rectified else WEIGHTS[:2])

@@ -8,13 +8,11 @@ the same bits on every device and rank (docs/noise.md).
 import math
 from collections.abc import Sequence
 from itertools import accumulate
-from numbers import Real
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .checks import as_int, describe
+from .checks import as_finite, as_int, describe
 from .tables import Tables
 
 WORDS = 1 << 30
@@ -55,7 +53,7 @@ class LogitNormal(Density):
     """The logistic function of a normal (Esser et al. 2024, Stable Diffusion 3, section 3.1): most of t in the middle."""
 
     def __init__(self, mean: float = 0.0, std: float = 1.0):
-        self.mean, self.std = _number("mean", mean), _above_0("std", std)
+        self.mean, self.std = as_finite("mean", mean), _above_0("std", std)
         super().__init__(_contents(self.mean, self.std))
 
     def cdf(self, level: float) -> float:
@@ -72,7 +70,7 @@ class Mode(Density):
     LEAST, MOST = -1.0, 2 / (math.pi - 2)
 
     def __init__(self, scale: float = 1.29):
-        self.scale = _number("scale", scale)
+        self.scale = as_finite("scale", scale)
         if not self.LEAST <= self.scale <= self.MOST:
             raise ValueError(f"scale: expected -1 .. 2 / (pi - 2), got {scale}")
         super().__init__(_contents(self.scale))
@@ -105,7 +103,7 @@ class LogNormal(Density):
     """Of sigma itself: ln sigma is normal (EDM; Karras et al. 2022, table 1, P_mean and P_std). `at` makes it one of t."""
 
     def __init__(self, mean: float = -1.2, std: float = 1.2):
-        self.mean, self.std = _number("mean", mean), _above_0("std", std)
+        self.mean, self.std = as_finite("mean", mean), _above_0("std", std)
         super().__init__(_contents(self.mean, self.std))
 
     def cdf(self, level: float) -> float:
@@ -169,13 +167,7 @@ def _normal_cdf(z: float) -> float:
     return math.erfc(-z / math.sqrt(2)) / 2
 
 
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise ValueError(f"{name}: expected a finite number, got {value!r}")
-    return float(value)
-
-
-def _above_0(name: str, value: Any) -> float:
-    if _number(name, value) <= 0:
+def _above_0(name: str, value: float) -> float:
+    if as_finite(name, value) <= 0:
         raise ValueError(f"{name}: expected a finite number above 0, got {value!r}")
     return float(value)

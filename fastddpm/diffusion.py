@@ -14,13 +14,14 @@ from .coefficients import vlb_rows
 from .densities import Density, check_density
 from .functional import arithmetic, check_reduction, mse_loss, number_or_index, q_sample, q_sample_uniform
 from .importance import LossSecondMoment
-from .models import Model, call_model, device_of
+from .models import Model, call_model, device_of, with_estimate
 from .noise import levels, noise_key, timesteps
 from .process import Process, check_process
 from .samplers import UNDER_GUIDANCE, StepRows
 from .sampling import STEERING, Inpainting, SamplingLoop, Steering, any_seed, check_seeds, edit_of, first_of
 from .schedule import FIRST_VARIANCES, LEARNED_VARIANCE_TYPES, VARIANCE_TYPES, NoiseSchedule
 from .step_noise import StepNoise, of_bits_per_dim, of_sampling
+from .training_options import as_strength, own_estimate, perturbed, with_offset
 from .vlb import CDFS, hybrid_loss, prior_kl, vlb_loss
 from .walks import Walks
 
@@ -40,10 +41,18 @@ class GaussianDiffusion(Walks):
             "learned_range" (`vlb_loss` says what they mean; "mse" cannot train those).
         loss: what `training_loss` is, each with t drawn evenly: "mse"; "kl", the bound's term (`vlb_loss`); "rescaled_kl", T
             times that, an estimate of the whole bound but for `prior_kl`; "hybrid", `hybrid_loss`. Only a chain has a bound.
-        weight: of the mean squared error over t ("mse", "hybrid"): None, "min_snr", or a floating `[T]` table.
+        weight: of the mean squared error over t ("mse", "hybrid"): as `mse_loss` takes it.
         cdf, first_variance: of the bound, as in `vlb_loss`.
         vlb_weight: of the bound in "hybrid", as in `hybrid_loss`.
         density: of t in training, one of `fastddpm.densities`; None draws evenly. The loss is not weighted for it.
+        offset_noise: how much of a normal that a sample's channel shares is added to the training noise (Guttenberg 2023), in
+            x_t and in the target; 0.1 is usual. The noise is then stored.
+        input_perturbation: how much more noise is in the x_t that the model is given than the target and the loss know of (Ning
+            et al. 2023); 0.1 is theirs. One launch more.
+        self_condition: the name of the model's argument for its own estimate of x_0 (Chen et al. 2022), e.g. "self_cond", or
+            "x_self_cond" of lucidrains' Unet; None for none. In training the model is called twice, first without gradient and
+            with zeros there; that call's x_0_hat, not clamped, is the second's in every second sample by chance, and zeros
+            in the others. In `sample` it is the last step's x_0_hat, at first zeros; in `bits_per_dim` zeros.
 
     Raises:
         TypeError, ValueError: an argument of a wrong type or an unknown name, or two that do not go together, named.
@@ -61,6 +70,9 @@ class GaussianDiffusion(Walks):
         first_variance: str = "posterior",
         *,
         density: Density | None = None,
+        offset_noise: float = 0.0,
+        input_perturbation: float = 0.0,
+        self_condition: str | None = None,
     ):
         check_process(schedule)
         prediction_type = prediction_type or schedule.prediction_types[0]
@@ -85,6 +97,8 @@ class GaussianDiffusion(Walks):
             check_density(density)
             if schedule.num_timesteps:
                 density.bounds_on(len(schedule), torch.device("cpu"))  # refuses one of another T
+        if not (self_condition is None or (isinstance(self_condition, str) and self_condition.isidentifier())):
+            raise ValueError(f"self_condition: expected the name of an argument of the model or None, got {self_condition!r}")
         super().__init__()
         self.schedule = schedule
         self.prediction_type = prediction_type
@@ -95,6 +109,9 @@ class GaussianDiffusion(Walks):
         self.vlb_weight = vlb_weight
         self.first_variance = first_variance
         self.density = density
+        self.offset_noise = as_strength("offset_noise", offset_noise)
+        self.input_perturbation = as_strength("input_perturbation", input_perturbation)
+        self.self_condition = self_condition
 
     @property
     def learns_variance(self) -> bool:
@@ -137,8 +154,8 @@ class GaussianDiffusion(Walks):
         t, weights = (t, None) if t_sampler is None else t_sampler.sample(cast(Tensor, key))
         x_t, t, noise = self._noised(x_0, key, noise, t)
         if t_sampler is None or weights is None:
-            return self._loss_at(x_t, t, model, x_0, noise, model_kwargs, reduction)
-        losses = self._loss_at(x_t, t, model, x_0, noise, model_kwargs, "none")
+            return self._loss_at(x_t, t, model, x_0, noise, key, model_kwargs, reduction)
+        losses = self._loss_at(x_t, t, model, x_0, noise, key, model_kwargs, "none")
         t_sampler.update(t, losses.detach())
         losses = weights * losses
         return losses if reduction == "none" else getattr(losses, reduction)()
@@ -153,6 +170,8 @@ class GaussianDiffusion(Walks):
                 raise ValueError(f"key: expected {x_0.shape[0]} rows (the batch of x_0), got {key.shape[0]}")
         elif noise is None or t is None or t_sampler is not None:
             raise ValueError("key: expected one, or both noise and t in its place (and no t_sampler), got None")
+        elif self.offset_noise or self.input_perturbation or self.self_condition:
+            raise ValueError("key: expected one, of which offset_noise, input_perturbation and self_condition draw, got None")
         if t_sampler is None:
             return
         if not isinstance(t_sampler, LossSecondMoment):
@@ -166,9 +185,10 @@ class GaussianDiffusion(Walks):
 
     def _noised(self, x_0: Tensor, key: Any, noise: Tensor | None, t: Any) -> tuple[Tensor, Tensor, Tensor]:
         """x_t, t for each sample, and the noise as the loss takes it."""
-        if noise is None and t is None and self.density is None:
+        if noise is None and t is None and self.density is None and not self.offset_noise:
             return *q_sample_uniform(x_0, self.schedule, key), key
         noise = key if noise is None else noise
+        noise = with_offset(noise, x_0, key, self.offset_noise) if self.offset_noise else noise
         if t is None:
             t = timesteps(key, len(self.schedule), self.density) if self.schedule.num_timesteps else levels(key, self.density)
         else:
@@ -190,10 +210,20 @@ class GaussianDiffusion(Walks):
         model: Model,
         x_0: Tensor,
         noise: Tensor,
+        key: Any,
         model_kwargs: Mapping[str, Any] | None,
         reduction: str,
     ) -> Tensor:
-        output = call_model(model, x_t, self._model_t(t), model_kwargs, self.variance_type)
+        seen = perturbed(x_t, t, self.schedule, key, self.input_perturbation) if self.input_perturbation else x_t
+
+        def output_of(estimate: Tensor | None) -> Tensor:
+            kwargs = with_estimate(model_kwargs, self.self_condition, estimate)
+            return call_model(model, seen, self._model_t(t), kwargs, self.variance_type)
+
+        estimate = None
+        if self.self_condition:
+            estimate = own_estimate(output_of, seen, t, self.schedule, self.prediction_type, key)
+        output = output_of(estimate)
         return self.loss_of(output, x_0, x_t, t, noise, reduction)
 
     def loss_of(self, output: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor, reduction: str = "mean") -> Tensor:
@@ -304,7 +334,7 @@ class GaussianDiffusion(Walks):
         known = None if inpaint is None else Inpainting(inpaint, loop, key(stream="inpainting"), x)
         edit = edit_of(loop.rows, callback, known)
         trajectory = [x] if return_trajectory else None
-        steps_noise = key(stream="reverse") if noise is None else of_sampling(noise, x, len(loop.rows) - loop.first)
+        steps_noise = key(stream=loop.rows.stream) if noise is None else of_sampling(noise, x, len(loop.rows) - loop.first)
         x = loop(x, steps_noise, model_kwargs, progress, edit, trajectory)
         return x if trajectory is None else torch.stack(trajectory)
 
@@ -329,7 +359,7 @@ class GaussianDiffusion(Walks):
         if isinstance(sampler, str) and (steering.guidance_scale is not None or steering.thresholding is not None):
             options = {**UNDER_GUIDANCE.get(sampler, {}), **options}
         rows, first, number = self._rows(sampler, steps, start, clip_denoised, clip_range, spacing, options)
-        return SamplingLoop(rows, model, steering, shape[0], device, dtype, first, number)
+        return SamplingLoop(rows, model, steering, shape[0], device, dtype, first, number, self.self_condition)
 
     @torch.no_grad()
     def bits_per_dim(
@@ -375,6 +405,7 @@ class GaussianDiffusion(Walks):
         """
         check_data("x_0", x_0)
         check_one_of("cdf", cdf, CDFS)
+        model_kwargs = with_estimate(model_kwargs, self.self_condition, torch.zeros_like(x_0) if self.self_condition else None)
         chain = self._chain(steps)
         noises = of_bits_per_dim(chain, x_0, seed, first_sample, noise)
         options = (self.prediction_type, self.variance_type, clip_denoised, self.first_variance)

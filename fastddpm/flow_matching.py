@@ -1,15 +1,14 @@
 """FlowMatching: rectified flow, x_t = (1 - s) x_0 + s z (Lipman et al. 2023; Liu et al. 2023; Esser et al. 2024, SD3)."""
 
 import math
-from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .checks import as_int, check_one_of, describe
-from .process import Process, karras
+from .checks import as_int, check_one_of
+from .process import Process, count_of, karras, listed
 
 SPACINGS = ("linspace", "trailing", "karras")
 
@@ -91,30 +90,21 @@ class FlowMatching(Process):
                 under `sampling_shift`); "trailing" (1, 1 - 1/S, .., 1/S: what Flux's pipeline gives); or "karras" between the
                 ends of "linspace".
         """
-        s = self._spaced(steps, spacing) if steps is None or isinstance(steps, Integral) else self._listed(steps)
+        if steps is None or isinstance(steps, Integral):
+            s = self._spaced(count_of(self.num_timesteps if steps is None else steps), spacing)
+        else:
+            s = listed(steps, self.num_timesteps) / self.num_timesteps
         s = torch.cat((s, torch.zeros_like(s[:1])))
         return (self.num_timesteps * s[:-1]).float(), s / (1 - s), 1 - s
 
-    def _spaced(self, steps: Any, spacing: str | None) -> Tensor:
+    def _spaced(self, count: int, spacing: str | None) -> Tensor:
         check_one_of("spacing", spacing or "linspace", SPACINGS)
-        count = self.num_timesteps if steps is None else as_int("steps", steps)
-        if count < 1:
-            raise ValueError(f"steps: expected 1 or more, got {steps}")
         shift = self.shift if self.sampling_shift is None else self.sampling_shift
         if spacing == "trailing":
             return _shift(torch.arange(count, 0, -1, dtype=torch.float64, device="cpu") / count, shift)
         first = float(self.levels[1][0]) if self.sampling_shift is None else 1 / self.num_timesteps
         s = _shift(torch.linspace(1.0, first, count, dtype=torch.float64, device="cpu"), shift)
         return karras(float(s[0]), float(s[-1]), count) if spacing == "karras" else s
-
-    def _listed(self, steps: Sequence[float] | Tensor) -> Tensor:
-        t = torch.as_tensor(steps, device="cpu")
-        if t.dim() != 1 or not len(t) or t.dtype == torch.bool:
-            raise TypeError(f"steps: expected an int or a list of timesteps, got {describe(t)}")
-        t = t.double()
-        if not bool((t[1:] < t[:-1]).all()) or not 0 < t[-1] <= t[0] <= self.num_timesteps:
-            raise ValueError(f"steps: expected timesteps that fall, above 0 and to {self.num_timesteps}, got {steps}")
-        return t / self.num_timesteps
 
     def _shifted(self, u: Tensor) -> Tensor:
         return _shift(u, self.shift)

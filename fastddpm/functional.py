@@ -122,8 +122,9 @@ def mse_loss(
         prediction_type: what the target is: "epsilon" the noise; "sample" x_0; "v_prediction" sqrt(abar) z - sqrt(1 - abar) x_0
             (Salimans & Ho 2022); "previous" the posterior mean mu~(x_t, x_0) (Ho et al. 2020, eq. 7); "velocity" z - x_0;
             "edm" (see `EDM`). None for the process's own: "epsilon" of a chain.
-        weight: None for 1; "min_snr" (Hang et al. 2023, gamma = 5); or a floating `[T]` table on the data's device (of
-            numbers t `[B]`, one for each).
+        weight: None for 1; "min_snr" (Hang et al. 2023, gamma = 5); of `FlowMatching` also SD3's "sigma_sqrt", s^-2, and
+            "cosmap", 2 / (pi (1 - 2 s + 2 s^2)) (diffusers' `compute_loss_weighting_for_sd3`); or a floating `[T]` table on the
+            data's device (of numbers t `[B]`, one for each).
         reduction: "mean", "sum", or "none" for `[B]`.
 
     Returns:

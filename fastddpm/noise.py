@@ -30,10 +30,11 @@ STREAMS = {
     "churn": 10,
     "condition_dropout": 11,
     "data_order": 12,
+    "self_conditioning": 13,
     "user": 14,
     "user_2": 15,
 }
-"""What each stream of a run's noise is for (docs/noise.md); 13 is spare."""
+"""What each stream of a run's noise is for (docs/noise.md)."""
 
 MAX_STEP = 1 << 28
 MAX_SAMPLE = 1 << 32
@@ -141,6 +142,12 @@ def _signed64(value: int) -> int:
 
 def _subsequence(stream: int, step: int, sample: int) -> int:
     return _signed64(stream << 60 | step << 32 | sample)
+
+
+def with_stream(key: Tensor, stream: str) -> Tensor:
+    """A key of the same seeds, steps and samples in another stream."""
+    rest = _subsequence(0, MAX_STEP - 1, MAX_SAMPLE - 1)
+    return torch.stack((key[:, 0], key[:, 1] & rest | _subsequence(STREAMS[stream], 0, 0)), 1)
 
 
 def advance(key: Tensor, steps: int = 1) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import check_one_of
+from .checks import as_int, check_one_of, describe
 from .conversions import told
 from .densities import Density
 from .tables import Tables
@@ -110,3 +110,21 @@ def karras(highest: float, lowest: float, steps: int, rho: float = 7.0) -> Tenso
     sigmas[-1] = lowest  # the ends themselves, not their roots' powers
     sigmas[0] = highest
     return sigmas
+
+
+def count_of(steps: Any) -> int:
+    count = as_int("steps", steps)
+    if count < 1:
+        raise ValueError(f"steps: expected 1 or more, got {steps}")
+    return count
+
+
+def listed(steps: Any, highest: float) -> Tensor:
+    """A caller's levels, float64 `[S]`."""
+    given = torch.as_tensor(steps, device="cpu")
+    if given.dim() != 1 or not len(given) or given.dtype == torch.bool:
+        raise TypeError(f"steps: expected an int or a list of numbers, got {describe(given)}")
+    given = torch.as_tensor(steps, dtype=torch.float64, device="cpu")
+    if not bool((given[1:] < given[:-1]).all()) or not 0 < given[-1] <= given[0] <= highest or given[0].isinf():
+        raise ValueError(f"steps: expected numbers that fall, from {highest} at most to above 0, got {steps}")
+    return given

@@ -10,6 +10,7 @@ from helpers import same_bits, values
 from recorded_graphs import recorded
 
 from fastddpm import GaussianDiffusion, LossSecondMoment, NoiseSchedule, advance, graphs, noise_key
+from fastddpm.densities import LogitNormal
 from fastddpm.graphs import NOT_REPLAYED, GraphedSampler, GraphedTrainingStep
 from fastddpm.samplers import SAMPLERS
 
@@ -122,6 +123,19 @@ def test_a_training_run_is_the_plain_loops(lane, labels, importance, autocast):
     assert all_same(state, plain.state())
     if lane == "recorded":
         assert step._graph.graph.replays == 6
+
+
+def test_a_training_run_with_every_option_is_the_plain_loops(lane):
+    options = {"offset_noise": 0.1, "input_perturbation": 0.1, "self_condition": "shift", "density": LogitNormal()}
+    states = []
+    for run in (Run(lane), Run(lane)):
+        run.diffusion = GaussianDiffusion(NoiseSchedule.linear(1000), "v_prediction", **options)
+        run.model.register_forward_pre_hook(lambda _, given, own: ((given[0] + own["shift"], given[1]), {}), with_kwargs=True)
+        call = run.plain if states else run.step(autocast=torch.bfloat16)
+        torch.manual_seed(1)
+        losses = [call(x_0, None, torch.bfloat16) if states else call(x_0) for x_0, _ in batches(run)]
+        states.append([*losses, *run.state()])
+    assert all_same(*states)
 
 
 def test_a_batch_of_another_size_runs_uncaptured_and_says_so_once(lane):
@@ -286,6 +300,21 @@ def test_what_composes_outside_the_step_is_captured_too(lane, whole):
     sampler = GraphedSampler(diffusion, model, SHAPE, device=device, whole=whole, **steered)
     for seed in (1, 2):
         assert same_bits(sampler(seed), diffusion.sample(model, SHAPE, seed=seed, device=device, progress=False, **steered))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("name", ["ddpm", "unipc_2"])
+def test_a_models_own_estimate_is_captured_too(lane, whole, name):
+    """A second call begins without the first one's."""
+    diffusion = GaussianDiffusion(NoiseSchedule.linear(12), self_condition="estimate")
+
+    def model(x, t, estimate):
+        return half(x, t) + 0.3 * estimate
+
+    sampler = GraphedSampler(diffusion, model, SHAPE, name, 5, device=device_of(lane), whole=whole)
+    for seed in (1, 2):
+        wanted = diffusion.sample(model, SHAPE, name, 5, seed=seed, device=device_of(lane), progress=False)
+        assert same_bits(sampler(seed), wanted)
 
 
 @pytest.mark.parametrize("name", NOT_REPLAYED)

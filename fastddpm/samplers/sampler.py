@@ -1,7 +1,7 @@
 """What all samplers share: a formula over levels, its peer's defaults, and the x_0_hat of each prediction type."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -26,11 +26,12 @@ class Sampler:
         spacing, clip_denoised, final_sigmas_type: the defaults, those of diffusers' scheduler.
         spacings: what a spacing's name means, beside "karras".
         fractional: whether the network may be given timesteps between the whole ones.
-        visits: S to the levels that the rows begin at, where not each once; the last is where the last row ends.
+        visits: Levels and the options to those that the rows begin at, where not each once; the last row ends at the last.
         inverse: walks towards more noise.
         prediction_types: of the network; None for all that the process has.
         takes_edits: see `StepRows`.
         of_chain: only for a chain's levels.
+        stream: of its steps' noise.
     """
 
     def __init__(
@@ -41,13 +42,14 @@ class Sampler:
         final_sigmas_type: str = "zero",
         spacings: Mapping[str, Spacing] = EVEN,
         fractional: bool = False,
-        visits: Callable[[int], Sequence[int]] | None = None,
+        visits: Callable[..., Levels] | None = None,
         inverse: bool = False,
         prediction_types: tuple[str, ...] | None = None,
         takes_edits: bool = True,
         of_chain: bool = False,
+        stream: str = "reverse",
     ):
-        self.takes_edits, self.of_chain = takes_edits, of_chain
+        self.takes_edits, self.of_chain, self.stream = takes_edits, of_chain, stream
         self.formula, self.visits, self.inverse, self.prediction_types = formula, visits, inverse, prediction_types
         self.spacing, self.clip_denoised, self.final_sigmas_type = spacing, clip_denoised, final_sigmas_type
         self.spacings, self.fractional = spacings, fractional
@@ -106,14 +108,16 @@ class Sampler:
             schedule = Levels(*schedule.walk(steps, spacing), schedule)
         check_levels(schedule)
         schedule = schedule.after(start)
-        at = schedule if self.visits is None else schedule.visiting(self.visits(len(schedule.timesteps)))
+        at = schedule if self.visits is None else self.visits(schedule, **options)
         at = at.reversed() if self.inverse else at
         _check_prediction(at, prediction_type)
         columns = _without_epsilon(self.formula(at, **options), at, prediction_type, clip)
         columns["p_x"], columns["p_o"] = x_0_of(at.a, at.b, prediction_type, at.target_of)
         rows: dict[str, Any] = {name: column.flip(0) for name, column in columns.items()}
         rows |= {"bound": bound, "takes_edits": self.takes_edits, "noise_levels": None if _is_chain(process) else at.b.flip(0)}
-        return StepRows(at.timesteps.flip(0), variance_type, (at.a**2).flip(0), **rows)
+        made = StepRows(at.timesteps.flip(0), variance_type, (at.a**2).flip(0), **rows)
+        made.stream = self.stream
+        return made
 
     def _checked(self, process: Process | None, prediction_type: str | None) -> str:
         """The prediction type, the process's own in place of None."""

@@ -30,11 +30,14 @@ class StepRows(Tables):
         columns: the `StepRow` of float64 `[S]` on the CPU.
         adds_noise, reads_x_0: whether any sigma, any k_0 is not 0.
         history: how many earlier steps' tensors the rows read, 0 to 3.
+        stream: of the noise that a loop draws for the steps of a seed.
         keeps: whether a step hands on c_x x + c_0 x_0_hat; else what later steps read is its x_0_hat.
 
     Raises:
         TypeError, ValueError: an unknown column, one of another length, a NaN, or timesteps of another kind, named.
     """
+
+    stream = "reverse"
 
     def __init__(
         self,
@@ -90,7 +93,9 @@ class StepRows(Tables):
             raise ValueError("denoised_fn: expected steps whose output tells x_0_hat, got one that begins without noise")
         columns = k._replace(p_x=0.0, p_o=1.0, k_x=k.k_x - share * k.p_x, k_0=k.k_0 + share, k_o=0.0)
         about = (self.timesteps, self.variance_type, self.alphas_cumprod, self.takes_edits, self.draws_posterior)
-        return StepRows(*about, self.noise_levels, **columns._asdict())
+        rows = StepRows(*about, self.noise_levels, **columns._asdict())
+        rows.stream = self.stream
+        return rows
 
     def on(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """The table that the kernels read, on a device, uploaded once."""
