@@ -39,12 +39,13 @@ class GaussianDiffusion(Walks):
             process one of its `prediction_types`; None for the first of them.
         variance_type: of the reverse step: "fixed_small", "fixed_large", or for a model of twice the channels "learned" or
             "learned_range" (`vlb_loss` says what they mean; "mse" cannot train those).
-        loss: what `training_loss` is, each with t drawn evenly: "mse"; "kl", the bound's term (`vlb_loss`); "rescaled_kl", T
-            times that, an estimate of the whole bound but for `prior_kl`; "hybrid", `hybrid_loss`. Only a chain has a bound.
+        loss: what `training_loss` is: "mse"; "kl", the bound's term (`vlb_loss`); "rescaled_kl", T times that, which with t
+            drawn evenly estimates the whole bound but for `prior_kl`; "hybrid", `hybrid_loss`. Only a chain has a bound.
         weight: of the mean squared error over t ("mse", "hybrid"): as `mse_loss` takes it.
         cdf, first_variance: of the bound, as in `vlb_loss`.
         vlb_weight: of the bound in "hybrid", as in `hybrid_loss`.
-        density: of t in training, one of `fastddpm.densities`; None draws evenly. The loss is not weighted for it.
+        density: of t in training, one of `fastddpm.densities`; None for the process's own: even, but of `EDM`. The loss is not
+            weighted for it.
         offset_noise: how much of a normal that a sample's channel shares is added to the training noise (Guttenberg 2023), in
             x_t and in the target; 0.1 is usual. The noise is then stored.
         input_perturbation: how much more noise is in the x_t that the model is given than the target and the loss know of (Ning

@@ -29,7 +29,7 @@ from .checks import (
     describe,
 )
 from .coefficients import mse_rows, q_sample_rows, q_step_rows, velocity_rows
-from .process import Process, check_process, is_number
+from .process import LEVEL_FREE, Process, check_process, is_number
 from .samplers import StepRows
 from .schedule import NoiseSchedule, check_schedule
 
@@ -144,6 +144,8 @@ def mse_loss(
     target = prediction_type if x_t is None else "previous_from_x_t"
     count = len(schedule) if number is None else model_output.shape[0]
     name = check_weight(weight, prediction_type, count, model_output)
+    if number is not None and weight is None and schedule.num_timesteps and prediction_type in LEVEL_FREE:
+        number, index = None, schedule.index_on(model_output.device, 0)  # any row of the table: nothing is made for this call
     rows = weighted(mse_rows(schedule, target, name, model_output.device, arithmetic(model_output), number), weight)
     return autograd.mse_loss(model_output, noise, x_0, x_t, index, rows, REDUCTIONS[reduction])
 

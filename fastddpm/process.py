@@ -17,6 +17,9 @@ from .tables import Tables
 Target = Callable[[Tensor, Tensor, str], tuple[Tensor, Tensor]]
 """(a, s, prediction_type) -> p, q."""
 
+LEVEL_FREE = ("epsilon", "sample", "velocity")
+"""Targets that are the same at every level."""
+
 
 def target_of(a: Tensor, s: Tensor, prediction_type: str) -> tuple[Tensor, Tensor]:
     """p, q of what is predicted; also "velocity", z - x_0 (Lipman et al. 2023; Liu et al. 2023, rectified flow)."""
