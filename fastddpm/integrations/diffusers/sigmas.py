@@ -1,5 +1,6 @@
 """What the schedulers share that walk a list of sigmas, by a step_index: of x_0 + sigma eps, or a x_0 + b eps, b = sigma a."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -166,23 +167,30 @@ def _packed(owner: Noising) -> Tensor:
 @but_compiled
 def add_noise(self: Any, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     why = "flow sigmas" if getattr(self.config, "use_flow_sigmas", False) else ""
-    if not why:
-        seen = (self.sigmas, self.timesteps)
-        made = cached(getattr(self, MARK), "add_noise", seen, lambda: _noising_of(*seen, hasattr(self, "lambda_t")))
-        first = self._begin_index if self._step_index is None else self._step_index
-        index = None if self._begin_index is None else first
-        done = _noised(getattr(self, MARK), made, original_samples, noise, timesteps, index)
-        if isinstance(done, Tensor):
-            return done
-        why = done
-    return original(self, add_noise, why)(original_samples, noise, timesteps)
+    make = _preserving if hasattr(self, "lambda_t") else _exploding
+    done = why or noised(self, make, original_samples, noise, timesteps)
+    return done if isinstance(done, Tensor) else original(self, add_noise, done)(original_samples, noise, timesteps)
 
 
-def _noising_of(sigmas: Tensor, timesteps: Tensor, preserving: bool) -> Noising:
-    """Of all sigmas, the last step's end too. A schedule that preserves the variance takes the last step for an unknown one."""
+def noised(self: Any, make: Callable[[Tensor, Tensor], Noising], x: Tensor, noise: Any, timesteps: Any) -> Tensor | str:
+    """a x + s z at the timesteps' sigmas, or at the step's that comes where a pipeline has said where it begins; or why not."""
+    patch, seen = getattr(self, MARK), (self.sigmas, self.timesteps)
+    made = cached(patch, "add_noise", seen, lambda: make(*seen))
+    first = self._begin_index if self._step_index is None else self._step_index
+    return _noised(patch, made, x, noise, timesteps, None if self._begin_index is None else first)
+
+
+def _exploding(sigmas: Tensor, timesteps: Tensor) -> Noising:
+    """Of all sigmas, the last step's end too."""
     s = sigmas.detach().double().cpu()
-    a = (1 + s**2).rsqrt() if preserving else torch.ones_like(s)
-    return Noising(NoisingRow(a, s * a), timesteps, len(timesteps) - 1 if preserving else -1)
+    return Noising(NoisingRow(torch.ones_like(s), s), timesteps)
+
+
+def _preserving(sigmas: Tensor, timesteps: Tensor) -> Noising:
+    """The same of a x_0 + b eps, for which the last step is taken for an unknown one."""
+    s = sigmas.detach().double().cpu()
+    a = (1 + s**2).rsqrt()
+    return Noising(NoisingRow(a, s * a), timesteps, len(timesteps) - 1)
 
 
 @but_compiled
