@@ -11,7 +11,8 @@ pytest.importorskip("diffusers")
 from recorded_graphs import recorded
 
 from fastddpm.train import TrainConfig, UsageError, train
-from fastddpm.train.trainer import Trainer, learning_rate, make_optimizer, update
+from fastddpm.train.eager import EagerUpdate
+from fastddpm.train.trainer import BETAS, CLIP_NORM, Trainer, learning_rate, set_learning_rate
 
 CONFIG = TrainConfig(data="digits", steps=2, batch_size=4, width=8, timesteps=20)
 
@@ -42,16 +43,21 @@ def test_every_step_has_its_own_learning_rate(tmp_path, monkeypatch):
     assert float(run.optimizer.param_groups[0]["lr"]) == pytest.approx(0.03)
 
 
-@pytest.mark.parametrize("norm, moved", [(10.0, 1.0), (0.5, 0.5)])
-def test_an_update_moves_by_the_clipped_gradient(norm, moved):
-    """By a norm of 1 at most, whatever the parameters that it is of; and the next step begins without gradients."""
-    network = torch.nn.Linear(4, 3)
-    optimizer, before = torch.optim.SGD(network.parameters(), lr=torch.tensor(7.0)), weights(network)
-    direction = torch.nn.functional.normalize(torch.arange(1.0, 16.0), dim=0)
-    (norm * direction @ parameters_to_vector(network.parameters())).backward()
-    update(network, optimizer, 0.25)
-    assert torch.allclose(weights(network), before - 0.25 * moved * direction, atol=1e-6)
-    assert all(parameter.grad is None for parameter in network.parameters())
+def test_an_update_is_torchs(tmp_path):
+    """As report.py times it: the gradients' norm clipped to 1, AdamW, the average; and the next step begins without gradients."""
+    trainer = Trainer(replace(CONFIG, lr=0.1, ema_decay=0.5), tmp_path)
+    network, optimizer = trainer.network, trainer.optimizer
+    eager = EagerUpdate(network, trainer.config, BETAS, CLIP_NORM)
+    for scale in (1.0, 1e4):
+        (scale * weights(network).square().sum() + parameters_to_vector(network.parameters()).sin().sum() * scale).backward()
+        eager.take_gradients()
+        eager(0.1)
+        set_learning_rate(optimizer, 0.1)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert float(optimizer.grad_norm) > 1 and all(parameter.grad is None for parameter in network.parameters())
+    assert torch.allclose(weights(network), parameters_to_vector(eager.params), rtol=1e-6, atol=1e-6)
+    assert torch.allclose(weights(trainer.average), parameters_to_vector(eager.average), rtol=1e-6, atol=1e-6)
 
 
 def test_weight_decay_shrinks_the_weights(tmp_path):
@@ -117,19 +123,11 @@ def test_a_step_is_a_graph_where_there_are_graphs(tmp_path, monkeypatch, graph, 
     monkeypatch.setattr("fastddpm.graphs._has_graphs", lambda device: True)
     monkeypatch.setattr("fastddpm.graphs._beside", lambda run, device: run())
     monkeypatch.setattr("fastddpm.graphs._captured", recorded)
-    monkeypatch.setattr("fastddpm.train.trainer.make_optimizer", capturable)
     run = train(config, tmp_path / "run")
     assert (run.graphed._graph is not None) is captures
     assert torch.equal(weights(run.network), weights(plain.network))
     assert torch.equal(weights(run.average), weights(plain.average))
     assert run.metrics.lines[0]["loss"] == plain.metrics.lines[0]["loss"]
-
-
-def capturable(network, config):
-    optimizer = make_optimizer(network, config)
-    for group in optimizer.param_groups:
-        group["capturable"] = True
-    return optimizer
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
