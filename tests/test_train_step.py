@@ -12,7 +12,7 @@ from recorded_graphs import recorded
 
 from fastddpm.train import TrainConfig, UsageError, train
 from fastddpm.train.eager import EagerUpdate
-from fastddpm.train.trainer import BETAS, CLIP_NORM, Trainer, learning_rate, set_learning_rate
+from fastddpm.train.trainer import BETAS, CLIP_NORM, Trainer, learning_rate
 
 CONFIG = TrainConfig(data="digits", steps=2, batch_size=4, width=8, timesteps=20)
 
@@ -43,21 +43,26 @@ def test_every_step_has_its_own_learning_rate(tmp_path, monkeypatch):
     assert float(run.optimizer.param_groups[0]["lr"]) == pytest.approx(0.03)
 
 
-def test_an_update_is_torchs(tmp_path):
-    """As report.py times it: the gradients' norm clipped to 1, AdamW, the average; and the next step begins without gradients."""
-    trainer = Trainer(replace(CONFIG, lr=0.1, ema_decay=0.5), tmp_path)
-    network, optimizer = trainer.network, trainer.optimizer
-    eager = EagerUpdate(network, trainer.config, BETAS, CLIP_NORM)
-    for scale in (1.0, 1e4):
-        (scale * weights(network).square().sum() + parameters_to_vector(network.parameters()).sin().sum() * scale).backward()
+def test_a_run_is_a_twin_of_torchs(tmp_path):
+    """Losses, weights and averages of 30 steps, all clipped, beside the same with clip_grad_norm_, torch's AdamW and average."""
+    config = replace(CONFIG, steps=30, lr=3e-3, ema_decay=0.9)
+    mine, other = (Trainer(config, tmp_path) for _ in range(2))
+    eager, norms = EagerUpdate(other.network, config, BETAS, CLIP_NORM), []
+    for step in range(30):
+        x_0, _ = other.batch(step)
+        loss = other.diffusion.training_loss(other.network, x_0, other.key(step))
+        other.network.zero_grad()
+        loss.backward()
         eager.take_gradients()
-        eager(0.1)
-        set_learning_rate(optimizer, 0.1)
-        optimizer.step()
-        optimizer.zero_grad()
-        assert float(optimizer.grad_norm) > 1 and all(parameter.grad is None for parameter in network.parameters())
-    assert torch.allclose(weights(network), parameters_to_vector(eager.params), rtol=1e-6, atol=1e-6)
-    assert torch.allclose(weights(trainer.average), parameters_to_vector(eager.average), rtol=1e-6, atol=1e-6)
+        eager(learning_rate(config, step))
+        with torch.no_grad():
+            torch._foreach_copy_(list(other.network.parameters()), eager.params)
+        assert float(mine.train_step()) == pytest.approx(float(loss.detach()), rel=1e-5)
+        mine.step += 1
+        norms.append(float(mine.optimizer.grad_norm))
+    assert min(norms) > 1
+    assert torch.allclose(weights(mine.network), parameters_to_vector(eager.params), rtol=0, atol=1e-5)
+    assert torch.allclose(weights(mine.average), parameters_to_vector(eager.average), rtol=0, atol=1e-5)
 
 
 def test_weight_decay_shrinks_the_weights(tmp_path):
