@@ -112,7 +112,7 @@ def test_the_eager_step_that_is_timed_is_the_same_step(run, prediction):
     config = TrainConfig(**{**run.config.to_dict(), "prediction": prediction})
     diffusion = config.diffusion()
     step = report._Step(type("Run", (), {**vars(run), "config": config, "diffusion": diffusion}), report._Clock(run.device))
-    x_0 = run.images[:16]
+    x_0 = run.data.images[:16]
     noise, t, x_t = step._eager_noising(x_0)
     assert torch.allclose(x_t, q_sample(x_0, t, diffusion.schedule, noise), atol=1e-5)
     output = torch.sin(x_t)

@@ -134,5 +134,5 @@ def capturable(network, config):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_a_graph_is_refused_without_a_gpu(tmp_path):
-    with pytest.raises(UsageError, match="graph: expected auto or off on a machine without a GPU, got 'on'"):
+    with pytest.raises(UsageError, match="graph: expected auto or off without a GPU, and on several ranks, got 'on'"):
         Trainer(replace(CONFIG, graph="on"), tmp_path)

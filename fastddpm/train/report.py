@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import noise_key, q_sample, timesteps
+from .. import q_sample, timesteps
 from ..averaging import ema_update_
+from .checkpoint import write_atomically
 from .config import AUTOCASTS, TrainConfig
 from .eager import EagerLoss
 from .network import make_scheduler
@@ -105,7 +106,7 @@ class _Step:
         self.clock("EMA", lambda: ema_update_(self.average.parameters(), self.network.parameters(), self.config.ema_decay))
 
     def _noising(self, x_0: Tensor, i: int) -> tuple[Tensor, Tensor, Tensor]:
-        key = noise_key(self.config.seed, i, len(x_0), device=x_0.device)
+        key = self.trainer.key(i)
         t = timesteps(key, self.config.timesteps)
         return key, t, q_sample(x_0, t, self.schedule, key)
 
@@ -145,4 +146,5 @@ def format_table(rows: dict[str, dict[str, float]], title: str) -> str:
 
 
 def save_table(rows: dict[str, dict[str, float]], path: Path) -> None:
-    path.write_text(json.dumps({"unit": "median milliseconds a step", "stages": rows}, indent=2) + "\n")
+    text = json.dumps({"unit": "median milliseconds a step", "stages": rows}, indent=2) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
