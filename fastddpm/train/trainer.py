@@ -112,7 +112,7 @@ class Trainer:
             t_sampler=self.t_sampler,
             capture=config.graph != "off" and ranks.count() == 1,
         )
-        self.metrics = Metrics(out / "metrics.jsonl", config.log_every, self.device)
+        self.metrics = Metrics(out / "metrics.jsonl", config.log_every, self.device, self.weight)
         torch.manual_seed(config.seed + ranks.rank())  # dropout
 
     @property
@@ -144,6 +144,7 @@ class Trainer:
         stopped = False  # all ranks after the same step
         with self._signals(), workers_watched(), self._bar() as bar:
             while self.step < self.config.steps and not stopped:
+                signalled = ranks.largest(self._signalled)
                 self.metrics.add(self.step, self.train_step())
                 self.step += 1
                 bar.update()
@@ -151,21 +152,24 @@ class Trainer:
                     bar.set_postfix(self.metrics.write(self.step, self.config.batch_size))
                 if self.step % self.config.checkpoint_every == 0:
                     self.save()
-                stopped = ranks.largest(int(self.stopped_by or 0)) > 0
+                stopped = signalled() > 0
             self.save()
-        by = ranks.largest(int(self.stopped_by or 0))
+        by = ranks.largest(self._signalled)()
         self.stopped_by = signal.Signals(by) if by else None
+
+    def _signalled(self) -> int:
+        return int(self.stopped_by or 0)
 
     def _bar(self) -> tqdm:
         options = {"total": self.config.steps, "initial": self.step, "disable": ranks.rank() > 0}
         return tqdm(desc="training", unit="step", **options)
 
     def train_step(self) -> Tensor:
-        """One step. Nothing in it is read by the host; the loss stays on the device."""
+        """One step. Nothing in it is read by the host; the loss, of this rank's samples, stays on the device."""
         x_0, model_kwargs = self.batch(self.step)
         self.graphed.key.copy_(self.key(self.step))
         set_learning_rate(self.optimizer, learning_rate(self.config, self.step))
-        return ranks.mean(self.graphed(x_0, model_kwargs), self.weight)
+        return self.graphed(x_0, model_kwargs)
 
     def key(self, step: int, stream: str = "training") -> Tensor:
         """Of this rank's samples of a step."""
@@ -186,7 +190,7 @@ class Trainer:
 
     def save(self) -> None:
         """By rank 0, for any number of ranks to go on from."""
-        generators = ranks.of_all(_generators(self.device))
+        generators, metrics = ranks.of_all(_generators(self.device)), self.metrics.state_dict()
         if ranks.rank() > 0:
             return
         checkpoint.save(
@@ -200,7 +204,7 @@ class Trainer:
                 "network": self.network.state_dict(),
                 "average": self.averages.weights_of(self.network),
                 "optimizer": self.optimizer.state_dict(),
-                "metrics": self.metrics.state_dict(),
+                "metrics": metrics,
                 "t_sampler": None if self.t_sampler is None else self.t_sampler.state_dict(),
                 "generators": generators,
             },
