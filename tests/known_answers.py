@@ -23,9 +23,7 @@ def main():
     schedule = fd.NoiseSchedule.linear(1000)
     fd.mse_loss(fd.q_sample(x, 500, schedule, fd.noise_key(3, 7, 1)), 500, schedule, fd.noise_key(3, 7, 1)).backward()
     assert bool(x.grad.isfinite().all())
-    print(
-        f"fastddpm in {Path(fd.__file__).parent}, {_extension.module.isa}, torch {torch.__version__}, Python {sys.version.split()[0]}"
-    )
+    print(Path(fd.__file__).parent, _extension.module.isa, "torch", torch.__version__, "Python", sys.version.split()[0])
 
 
 if __name__ == "__main__":

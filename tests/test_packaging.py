@@ -138,11 +138,8 @@ TORCHES = os.environ.get("FASTDDPM_TORCHES", str(Path(torch.__file__).parents[1]
 @pytest.fixture(scope="module")
 def pip_wheel(tree, tmp_path_factory):
     out = tmp_path_factory.mktemp("wheel")
-    run(
-        [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(out), "."],
-        tree,
-        FASTDDPM_FORCE_CPP="1",
-    )
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(out), "."]
+    run(command, tree, FASTDDPM_FORCE_CPP="1")
     return next(out.glob("*.whl"))
 
 

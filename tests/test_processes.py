@@ -8,34 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import INSTRUCTION_SETS, NOT_BUILT, same_bits, threads
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
+from worker_steps import SCHEDULE, SHAPE, Noised, steps
 
-from fastddpm import NoiseSchedule, mse_loss, noise_key, q_sample, reverse_step, samplers
+from fastddpm import noise_key, q_sample
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 built = pytest.mark.skipif(not INSTRUCTION_SETS, reason=NOT_BUILT)
-SCHEDULE = NoiseSchedule.linear(1000)
-SHAPE = (3, 128, 128)
-"""Of a sample: enough chunks that a call is shared out to threads."""
 
 
-class Noised(Dataset):
-    """Samples that a worker noises itself, each by its own index."""
-
-    def __len__(self):
-        return 6
-
-    def __getitem__(self, i):
-        key = noise_key(0, 0, 1, first_sample=i)
-        return q_sample(torch.full((1, *SHAPE), i / 6), 500, SCHEDULE, key)[0]
-
-
-@pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_data_workers_make_the_noise_of_the_whole_batch(start):
+@pytest.mark.parametrize(("start", "workers"), [("fork", 2), ("spawn", 1)])
+def test_data_workers_make_the_noise_of_the_whole_batch(start, workers):
     expected = q_sample(torch.arange(6)[:, None, None, None] / 6 * torch.ones(SHAPE), 500, SCHEDULE, noise_key(0, 0, 6))
     with threads(2):  # a forked worker has the parent's pool of threads in name alone
         q_sample(expected, 500, SCHEDULE, noise_key(0, 0, 6))
-        loader = DataLoader(Noised(), batch_size=3, num_workers=2, multiprocessing_context=start, timeout=300)
+        loader = DataLoader(Noised(), batch_size=3, num_workers=workers, multiprocessing_context=start, timeout=300)
         assert same_bits(torch.cat(list(loader)), expected)
 
 
@@ -45,23 +32,11 @@ sys.path.insert(0, sys.argv[1])
 torch.set_num_threads(2)
 torch.ones(1 << 22).exp()
 before = len(os.listdir("/proc/self/task"))
-import test_processes
-test_processes.steps(2, (4, *test_processes.SHAPE))
+import worker_steps
+worker_steps.steps(2, (4, *worker_steps.SHAPE))
 mapped = {line.split()[-1] for line in open("/proc/self/maps") if "omp" in os.path.basename(line.split()[-1])}
 print(before, len(os.listdir("/proc/self/task")), len(mapped))
 """
-
-
-def steps(count, shape):
-    """Training steps and reverse steps, each with all that it allocates."""
-    rows = samplers.ddpm(SCHEDULE)
-    x, key = torch.rand(shape), noise_key(0, 0, shape[0])
-    scale = torch.ones((), requires_grad=True)
-    for _ in range(count):
-        x_t = q_sample(x, 500, SCHEDULE, key)
-        mse_loss(scale * x_t, 500, SCHEDULE, key).backward()
-        reverse_step(x, x_t, 500, rows, key)
-        scale.grad = None
 
 
 @linux
@@ -73,17 +48,21 @@ def test_there_is_no_second_pool_of_threads():
     assert before == after and libraries == 1, done.stderr
 
 
+def resident():
+    """KiB of memory that this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") >> 10
+
+
 @linux
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(4, 3, 8, 8), (4, 3, 512, 512)], ids=["small", "in pages"])
 def test_memory_does_not_grow(shape):
     """Over 20,000 small steps, and 300 whose results lie in pages that are used again."""
-    resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") >> 10  # noqa: E731
     few, many = (2000, 20_000) if shape[-1] == 8 else (30, 300)
     steps(few, shape)
     before = resident()
     steps(many, shape)
-    assert resident() - before < 1024, "KiB"
+    assert resident() - before < 1024
 
 
 @pytest.mark.slow
