@@ -44,10 +44,11 @@ def test_every_step_has_its_own_learning_rate(tmp_path, monkeypatch):
 
 
 def test_a_run_is_a_twin_of_torchs(tmp_path):
-    """Losses, weights and averages of 30 steps, all clipped, beside the same with clip_grad_norm_, torch's AdamW and average."""
+    """Losses, weights and averages of 30 steps, all clipped, beside clip_grad_norm_, torch's AdamW and average.
+    (A bias before a normalisation has a gradient of nothing but rounding, by which Adam moves it all the same.)"""
     config = replace(CONFIG, steps=30, lr=3e-3, ema_decay=0.9)
     mine, other = (Trainer(config, tmp_path) for _ in range(2))
-    eager, norms = EagerUpdate(other.network, config, BETAS, CLIP_NORM), []
+    eager, norms, before = EagerUpdate(other.network, config, BETAS, CLIP_NORM), [], weights(other.network)
     for step in range(30):
         x_0, _ = other.batch(step)
         loss = other.diffusion.training_loss(other.network, x_0, other.key(step))
@@ -61,8 +62,9 @@ def test_a_run_is_a_twin_of_torchs(tmp_path):
         mine.step += 1
         norms.append(float(mine.optimizer.grad_norm))
     assert min(norms) > 1
-    assert torch.allclose(weights(mine.network), parameters_to_vector(eager.params), rtol=0, atol=1e-5)
-    assert torch.allclose(weights(mine.average), parameters_to_vector(eager.average), rtol=0, atol=1e-5)
+    for network, theirs in ((mine.network, eager.params), (mine.average, eager.average)):
+        theirs = parameters_to_vector(theirs)
+        assert (weights(network) - theirs).norm() < 0.025 * (theirs - before).norm()  # twice torch's fused from its foreach
 
 
 def test_weight_decay_shrinks_the_weights(tmp_path):
