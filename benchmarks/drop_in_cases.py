@@ -77,6 +77,9 @@ def diffusers_cases() -> dict[str, Case]:
         "EulerDiscreteScheduler.step": Case(scheduler("EulerDiscreteScheduler"), step),
         "EulerAncestralDiscreteScheduler.step": Case(scheduler("EulerAncestralDiscreteScheduler"), step, draws=True),
         "DPMSolverMultistepScheduler.step": Case(scheduler("DPMSolverMultistepScheduler"), step),
+        "FlowMatchEulerDiscreteScheduler.step": Case(
+            scheduler("FlowMatchEulerDiscreteScheduler"), step, shapes=(*SHAPES[:2], (128, 3, 32, 32), SHAPES[2])
+        ),
         "EMAModel.step": Case(lambda: EMAModel(unet.parameters()), ema_step, shapes=(size,)),
     }
 

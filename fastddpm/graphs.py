@@ -193,8 +193,8 @@ class GraphedSampler:
         diffusion: GaussianDiffusion,
         model: Model,
         shape: tuple[int, ...] | torch.Size,
-        sampler: str | StepRows = "ddpm",
-        steps: int | Sequence[int] | None = None,
+        sampler: str | StepRows | None = None,
+        steps: int | Sequence[float] | None = None,
         clip_denoised: bool | None = None,
         device: torch.device | str | None = None,
         whole: bool | None = None,
@@ -226,12 +226,11 @@ class GraphedSampler:
         """
         check_seeds(seed, self.shape)
         seed = any_seed() if seed is None else seed
-        initial, reverse = (
-            noise_key(seed, 0, self.shape[0], first_sample, stream, self.device) for stream in ("initial", "reverse")
-        )
+        streams = ("initial", self.loop.rows.stream)
+        initial, reverse = (noise_key(seed, 0, self.shape[0], first_sample, stream, self.device) for stream in streams)
         x, kwargs = randn(initial, self.shape, self.dtype), dict(model_kwargs or {})
         last = torch.full((1,), len(self.loop.rows) - 1, device=self.device)
-        history = [] if self.whole else [x.clone() for _ in range(self.loop.rows.history)]
+        history = [] if self.whole else [h.clone() for h in self.loop.history(x)]
         inputs = (x, reverse, kwargs) if self.whole else (x, reverse, kwargs, last, history)
         run, times = (self.loop, 1) if self.whole else (self._step, len(self.loop.rows))
         if _has_graphs(self.device):

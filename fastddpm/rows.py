@@ -34,6 +34,7 @@ out'    = u + g (out - u), out where there is no u;  a [B] tensor may take g's p
 x_0_hat = clamp(p_x x + p_o out', -bound, bound);  a [B] bound b too: clamp(x_0_hat, -b, b) / b
 x_prev  = k_x x + k_0 x_0_hat + k_o out' + k_h1 h_1 + k_h2 h_2 + k_h3 h_3 + sigma exp(k_v v) z
 kept    = c_x x + c_0 x_0_hat, for samplers whose later steps want more than x_0_hat
+A coefficient of 0 leaves its term out, whatever it would multiply: an infinity that is clipped ends there.
 """
 
 AdamWRow = namedtuple("AdamWRow", "lr beta_1 beta_2 eps weight_decay sign")
@@ -49,7 +50,8 @@ def width(kind: type[Columns]) -> int:
 
 def pack(row: Columns) -> Tensor:
     """Columns `[T]` to a table `[T, width]`."""
-    return torch.nn.functional.pad(torch.stack(row, 1), (0, width(type(row)) - len(row)))
+    columns, unused = torch.stack(row, 1), width(type(row)) - len(row)
+    return torch.nn.functional.pad(columns, (0, unused)) if unused else columns
 
 
 def unpack(kind: type[Columns], table: Tensor) -> Columns:

@@ -16,6 +16,7 @@ PEERS = {
     "diffusers.HeunDiscreteScheduler": ".diffusers.heun",
     "diffusers.DPMSolverMultistepScheduler": ".diffusers.dpm_solver",
     "diffusers.UniPCMultistepScheduler": ".diffusers.uni_pc",
+    "diffusers.FlowMatchEulerDiscreteScheduler": ".diffusers.flow_match_euler",
     "diffusers.DiffusionPipeline": ".diffusers.pipeline",
     "diffusers.EMAModel": ".diffusers.ema",
     "denoising_diffusion_pytorch.GaussianDiffusion": ".lucidrains.diffusion",

@@ -24,6 +24,8 @@ DRAWS = tuple(name for name in SAMPLERS if name != "ddim_inverse")
 LABEL_DROPPING = 0.1
 """Ho & Salimans 2022."""
 CHANNELS = {"grey": 1, "rgb": 3}
+FREE = ("steps", "keep", "workers")
+"""The settings that a resumed run may change: steps, which it may raise, and what no result depends on."""
 GROUPS = 8
 """Groups of the network's group norms: its width is a multiple of this."""
 
@@ -130,6 +132,10 @@ class TrainConfig:
         0, int, "of the weights, the batches and the noise", "0 <= seed < 2^63", lambda value: 0 <= value < 1 << 63
     )
     checkpoint_every: int = _count(500, "steps between checkpoints")
+    keep: int = _count(1, "how many of the last checkpoints stay")
+    workers: int = _setting(
+        2, int, "processes that decode a folder too large for memory", "0 or more", lambda value: value >= 0
+    )
     log_every: int = _count(25, "steps whose mean loss makes one line of metrics.jsonl")
 
     def __post_init__(self):
@@ -182,13 +188,13 @@ class TrainConfig:
         return LossSecondMoment(self.timesteps, HISTORY, device=device) if self.timestep_sampling == "importance" else None
 
     def check_resumable(self, saved: "TrainConfig", step: int) -> None:
-        """That a run of `saved`, now at `step`, may go on with these settings: only `steps` may differ, and be higher.
+        """That a run of `saved`, now at `step`, may go on with these settings: only those of FREE may differ.
 
         Raises:
             UsageError: naming each setting that differs.
         """
         old, new = saved.to_dict(), self.to_dict()
-        differing = [name for name in new if name != "steps" and new[name] != old[name]]
+        differing = [name for name in new if name not in FREE and new[name] != old[name]]
         if differing:
             pairs = ", ".join(f"{name} (the run's: {old[name]}, given: {new[name]})" for name in differing)
             raise UsageError(f"resume: expected the settings that the run began with, these differ: {pairs}")

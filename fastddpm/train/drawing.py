@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..samplers import SAMPLERS, UNDER_GUIDANCE, StepRows
+from . import ranks
 from .config import TrainConfig, UsageError
 from .runs import Run
 
@@ -30,7 +31,8 @@ def draw(
     spacing: str | None = None,
     callback: Callable[[int, Any, Tensor, Tensor], None] | None = None,
 ) -> Tensor:
-    """Images `[count, C, H, W]` in [-1, 1], clamped at every step.
+    """Images `[count, C, H, W]` in [-1, 1], clamped at every step. Of several ranks each draws its share of them, the same ones
+    that a process of its own would, and all get all (on the CPU).
 
     Args:
         run: what was trained.
@@ -43,16 +45,21 @@ def draw(
         device: where.
         progress: show a bar.
         spacing: of the steps, as `samplers.Sampler` says; None for the sampler's default (of ddpm evenly to the end).
-        callback: as `GaussianDiffusion.sample` takes it.
+        callback: as `GaussianDiffusion.sample` takes it, of this rank's share.
 
     Raises:
-        UsageError: steps that the chain or the sampler does not have, or labels or guidance that the run does not know.
+        UsageError: steps that the chain or the sampler does not have, labels or guidance that the run does not know, or fewer
+            images than ranks.
     """
-    rows, conditions = rows_of(run.config, sampler, steps, spacing), _conditions(run, count, labels, guidance, device)
+    if count < ranks.count():
+        raise UsageError(f"n: expected {ranks.count()} images or more on as many ranks, got {count}")
+    share = ranks.share(count)
+    rows, conditions = rows_of(run.config, sampler, steps, spacing), _conditions(run, count, share, labels, guidance, device)
     height, width = run.network.config["sample_size"]
-    shape = (count, run.network.config["in_channels"], height, width)
-    options = {"device": device, "progress": progress, "callback": callback, **conditions}
-    return run.config.diffusion().sample(run.network.to(device), shape, rows, seed=seed, **options)
+    shape = (share.stop - share.start, run.network.config["in_channels"], height, width)
+    options = {"device": device, "progress": progress and ranks.rank() == 0, "callback": callback, **conditions}
+    noise = {"seed": seed[share]} if isinstance(seed, Tensor) else {"seed": seed, "first_sample": share.start}
+    return ranks.joint(run.config.diffusion().sample(run.network.to(device), shape, rows, **noise, **options))
 
 
 def rows_of(config: TrainConfig, sampler: str, steps: int | None = None, spacing: str | None = None) -> StepRows:
@@ -83,7 +90,7 @@ def labels_of(run: Run, name: str | None, count: int) -> Tensor | None:
 
 
 def _conditions(
-    run: Run, count: int, labels: Tensor | None, guidance: float | None, device: torch.device | str
+    run: Run, count: int, share: slice, labels: Tensor | None, guidance: float | None, device: torch.device | str
 ) -> dict[str, Any]:
     if guidance is not None and not run.config.drops_labels:
         wanted = "a run trained with --class-conditional and a --label-dropping above 0"
@@ -91,8 +98,9 @@ def _conditions(
     if not run.classes:
         return {}
     labels = torch.arange(count) % len(run.classes) if labels is None else labels
-    given = {"model_kwargs": {"class_labels": labels.to(device)}}
+    labels = labels[share].to(device)
+    given = {"model_kwargs": {"class_labels": labels}}
     if guidance is None:
         return given
-    none = torch.full((count,), len(run.classes), device=device)
+    none = torch.full_like(labels, len(run.classes))
     return {**given, "guidance_scale": guidance, "uncond_kwargs": {"class_labels": none}, "stacked": True}

@@ -90,9 +90,9 @@ template <class T> inline void update_direct(const AdamWArgs& args, const Run& r
   const auto size = args.steps[w.part];
   const T weight = T(args.one_less_decay);
   T *p = run.of<T>(w.param), *g = run.of<T>(w.grad), *m = run.of<T>(w.exp_avg), *v = run.of<T>(w.exp_avg_sq), *e = run.of<T>(w.average);
-  if (!w.grad) return average(e, p, weight, run.count);
-  if (w.average) step<true>(p, g, m, v, e, size, weight, run.count);
-  else step<false>(p, g, m, v, e, size, weight, run.count);
+  if (w.grad && w.average) step<true>(p, g, m, v, e, size, weight, run.count);
+  else if (w.grad) step<false>(p, g, m, v, e, size, weight, run.count);
+  else if (w.average) average(e, p, weight, run.count);
 }
 
 // bfloat16 and float16 by way of float; the average is that of the weights as they were rounded.
