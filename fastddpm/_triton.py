@@ -31,6 +31,7 @@ OPS = (
     "vlb_terms",
     "reverse_step",
     "reverse_step_backward",
+    "adamw_",
 )
 """The ops with a Triton kernel: all but copy_key, a copy already."""
 
