@@ -39,7 +39,7 @@ class Numbers(NamedTuple):
 
 def numbers(rows: fd.samplers.StepRows, i: int) -> Numbers:
     """Of row i, between the levels of i + 1, which the step before began at, and of i - 1."""
-    (_, _, before), (a, b, here), (a_next, b_next, after) = (_level(float(rows.levels()[j])) for j in (i + 1, i, i - 1))
+    (_, _, before), (a, b, here), (a_next, b_next, after) = (_level(float(rows.alphas_cumprod[j])) for j in (i + 1, i, i - 1))
     h = after - here
     r, phi_1 = (before - here) / h, math.expm1(-h)
     phi_2 = -phi_1 / h - 1

@@ -34,6 +34,12 @@ def as_int(name: str, value: Any, expected: str = "an int") -> int:
     return int(value)
 
 
+def as_finite(name: str, value: Any, expected: str = "a finite number") -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+    return float(value)
+
+
 def as_shape(name: str, shape: object) -> tuple[int, ...]:
     """(B, ...) of sizes that are 0 or more, from any sequence."""
     sizes = tuple(as_int(name, n, "(B, ...)") for n in shape) if isinstance(shape, Sequence) else ()
@@ -115,9 +121,8 @@ def as_samples(name: str, value: Any, batch: int, device: torch.device, dtype: t
     if isinstance(value, Tensor):
         check_samples(name, value, batch, device)
         return value.to(dtype)
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise ValueError(f"{name}: expected a finite number or a floating tensor [B], got {value!r}")
-    return torch.full((), float(value), dtype=dtype, device=device)  # filled there: an upload would wait
+    number = as_finite(name, value, "a finite number or a floating tensor [B]")
+    return torch.full((), number, dtype=dtype, device=device)  # filled there: an upload would wait
 
 
 def check_noise(noise: Tensor, x_name: str, x: Tensor, name: str = "noise") -> None:

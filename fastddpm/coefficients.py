@@ -9,54 +9,31 @@ import torch
 from torch import Tensor
 
 from .checks import check_one_of
+from .process import Process, x_0_of
 from .rows import MseRow, NoisingRow, VlbRow, pack
 from .schedule import FIRST_VARIANCES, PREDICTION_TYPES, VARIANCE_TYPES, NoiseSchedule
 
-WEIGHTS = (None, "min_snr")
-TARGETS = (*PREDICTION_TYPES, "previous_from_x_t")
+WEIGHTS = (None, "min_snr", "sigma_sqrt", "cosmap")
 
 
 # ---- what several tables share ----
 
 
-def x_0_columns(schedule: NoiseSchedule, prediction_type: str) -> tuple[Tensor, Tensor]:
+def x_0_columns(process: Process, prediction_type: str, t: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """p_x, p_o of `x_0_hat = p_x x_t + p_o out`."""
-    if prediction_type == "previous":
-        return -schedule.posterior_mean_x_t / schedule.posterior_mean_x_0, 1 / schedule.posterior_mean_x_0
-    return x_0_of(*_levels(schedule), prediction_type)
+    if isinstance(process, NoiseSchedule) and prediction_type == "previous":
+        return -process.posterior_mean_x_t / process.posterior_mean_x_0, 1 / process.posterior_mean_x_0
+    return x_0_of(*_levels(process, t), prediction_type, process.target_of)
 
 
-def x_0_of(a: Tensor, s: Tensor, prediction_type: str) -> tuple[Tensor, Tensor]:
-    """The same at levels x = a x_0 + s z, of what is predicted at one level."""
-    if prediction_type == "epsilon":
-        return 1 / a, -s / a
-    if prediction_type == "v_prediction":
-        return a, -s
-    return torch.zeros_like(a), torch.ones_like(a)
-
-
-def epsilon_of(a: Tensor, s: Tensor, prediction_type: str) -> tuple[Tensor, Tensor]:
-    """e_x, e_o of `eps_hat = e_x x + e_o out`, likewise."""
-    if prediction_type == "epsilon":
-        return torch.zeros_like(a), torch.ones_like(a)
-    if prediction_type == "v_prediction":
-        return s, a
-    return 1 / s, -a / s
-
-
-def target_columns(schedule: NoiseSchedule, target: str) -> tuple[Tensor, Tensor, Tensor]:
-    """p, q, r of the mean squared error's `target = p z + q x_0 + r x_t`."""
-    a, s = _levels(schedule)
-    one, zero = torch.ones_like(a), torch.zeros_like(a)
-    if target == "epsilon":
-        return one, zero, zero
-    if target == "sample":
-        return zero, one, zero
-    if target == "v_prediction":  # Salimans & Ho 2022, appendix D
-        return a, -s, zero
+def target_columns(process: Process, target: str, a: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """p, q, r of the mean squared error's `target = p z + q x_0 + r x_t`, at levels a, s."""
+    zero = torch.zeros_like(a)
+    if not isinstance(process, NoiseSchedule) or not target.startswith("previous"):
+        return *process.target_of(a, s, target), zero
     if target == "previous_from_x_t":
-        return zero, schedule.posterior_mean_x_0, schedule.posterior_mean_x_t
-    return schedule.posterior_mean_x_t * s, schedule.posterior_mean_x_0 + schedule.posterior_mean_x_t * a, zero
+        return zero, process.posterior_mean_x_0, process.posterior_mean_x_t
+    return process.posterior_mean_x_t * s, process.posterior_mean_x_0 + process.posterior_mean_x_t * a, zero
 
 
 def log_variance_ends(schedule: NoiseSchedule, first_variance: str = "posterior") -> tuple[Tensor, Tensor]:
@@ -84,24 +61,28 @@ def variance_columns(schedule: NoiseSchedule, variance_type: str, first_variance
     return torch.cat((lower[:1], upper[1:])), zero  # fixed_large: OpenAI's [beta~_2, beta_2, ..]
 
 
-def _levels(schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
-    return schedule.alphas_cumprod.sqrt(), (1 - schedule.alphas_cumprod).sqrt()
+def _levels(process: Process, t: Tensor | None) -> tuple[Tensor, Tensor]:
+    return process.levels if t is None else process.levels_at(t)
 
 
-def _weights(schedule: NoiseSchedule, prediction_type: str, weight: str | None) -> Tensor:
-    return torch.ones_like(schedule.betas) if weight is None else schedule.min_snr_weights(prediction_type)
+def _weights(process: Process, prediction_type: str, weight: str | None, a: Tensor, s: Tensor) -> Tensor:
+    if weight is None:
+        return torch.ones_like(a)
+    if weight == "min_snr":
+        return process.min_snr_weights_at(a, s, prediction_type)
+    return s**-2 if weight == "sigma_sqrt" else 2 / (math.pi * (a**2 + s**2))  # SD3's, a = 1 - s
 
 
 # ---- noising ----
 
 
-def q_sample_rows(schedule: NoiseSchedule, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """`NoisingRow` of each t: sqrt(abar), sqrt(1 - abar)."""
-    return schedule.table(_q_sample, device, dtype)
+def q_sample_rows(process: Process, device: torch.device, dtype: torch.dtype, t: Tensor | None = None) -> Tensor:
+    """`NoisingRow` of each index, or of numbers t: the levels a, s."""
+    return process.table(_q_sample, device, dtype) if t is None else pack(NoisingRow(*process.levels_at(t)))
 
 
-def _q_sample(schedule: NoiseSchedule) -> Tensor:
-    return pack(NoisingRow(*_levels(schedule)))
+def _q_sample(process: Process) -> Tensor:
+    return pack(NoisingRow(*process.levels))
 
 
 def q_step_rows(schedule: NoiseSchedule, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -119,23 +100,48 @@ def velocity_rows(schedule: NoiseSchedule, device: torch.device, dtype: torch.dt
 
 
 def _velocity(schedule: NoiseSchedule) -> Tensor:
-    signal, noise = _levels(schedule)
+    signal, noise = schedule.levels
     return pack(NoisingRow(-noise, signal))
+
+
+def perturbation_rows(
+    process: Process, strength: float, device: torch.device, dtype: torch.dtype, t: Tensor | None = None
+) -> Tensor:
+    """`NoisingRow` of each index, or of numbers t: 1, strength s."""
+    return process.table(_perturbation, device, dtype, strength) if t is None else _perturbation(process, strength, t)
+
+
+def _perturbation(process: Process, strength: float, t: Tensor | None = None) -> Tensor:
+    a, s = _levels(process, t)
+    return pack(NoisingRow(torch.ones_like(a), strength * s))
+
+
+def x_0_rows(
+    process: Process, prediction_type: str, device: torch.device, dtype: torch.dtype, t: Tensor | None = None
+) -> Tensor:
+    """`NoisingRow` of each index, or of numbers t: x_0_hat = a x_t + s out, and 0 where no x_0 follows."""
+    return process.table(_x_0, device, dtype, prediction_type) if t is None else _x_0(process, prediction_type, t)
+
+
+def _x_0(process: Process, prediction_type: str, t: Tensor | None = None) -> Tensor:
+    return pack(NoisingRow(*x_0_columns(process, prediction_type, t))).nan_to_num(0.0, 0.0, 0.0)
 
 
 # ---- losses ----
 
 
-def mse_rows(schedule: NoiseSchedule, target: str, weight: str | None, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """`MseRow` of each t. `target` is a prediction type, or "previous_from_x_t" where x_t is at hand in place of the noise."""
-    if target not in TARGETS:
-        check_one_of("prediction_type", target, PREDICTION_TYPES)
-    _check_weight(weight)
-    return schedule.table(_mse, device, dtype, target, weight)
+def mse_rows(
+    process: Process, target: str, weight: str | None, device: torch.device, dtype: torch.dtype, t: Tensor | None = None
+) -> Tensor:
+    """`MseRow` of each index, or of numbers t. `target` is a prediction type, or "previous_from_x_t" where x_t is at hand in
+    place of the noise."""
+    _check_weight(process, weight)
+    return process.table(_mse, device, dtype, target, weight) if t is None else _mse(process, target, weight, t)
 
 
-def _mse(schedule: NoiseSchedule, target: str, weight: str | None) -> Tensor:
-    return pack(MseRow(*target_columns(schedule, target), _weights(schedule, target, weight)))
+def _mse(process: Process, target: str, weight: str | None, t: Tensor | None = None) -> Tensor:
+    levels = _levels(process, t)
+    return pack(MseRow(*target_columns(process, target, *levels), _weights(process, target, weight, *levels)))
 
 
 def prior_kl_rows(schedule: NoiseSchedule, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -166,7 +172,7 @@ def vlb_rows(
         check_one_of("prediction_type", prediction_type, PREDICTION_TYPES)
         check_one_of("variance_type", variance_type, VARIANCE_TYPES)
         check_one_of("first_variance", first_variance, FIRST_VARIANCES)
-    _check_weight(weight)
+    _check_weight(schedule, weight)
     return schedule.table(_vlb, device, dtype, prediction_type, variance_type, clip_denoised, first_variance, weight)
 
 
@@ -174,13 +180,13 @@ def _vlb(
     schedule: NoiseSchedule, prediction_type: str, variance_type: str, clip: bool, first_variance: str, weight: str | None
 ) -> Tensor:
     one, zero = torch.ones_like(schedule.betas), torch.zeros_like(schedule.betas)
-    a, s = _levels(schedule)
+    a, s = schedule.levels
     p_x, p_o = x_0_columns(schedule, prediction_type)
     lower, _ = log_variance_ends(schedule, first_variance)
     u_0, u_1 = variance_columns(schedule, variance_type, first_variance)
     mean_x_0, mean_x_t = schedule.posterior_mean_x_0, schedule.posterior_mean_x_t
     direct = prediction_type == "previous"
-    p, q, r = target_columns(schedule, "previous_from_x_t" if direct else prediction_type)
+    p, q, r = target_columns(schedule, "previous_from_x_t" if direct else prediction_type, a, s)
     row = VlbRow(
         a=a,
         s=s,
@@ -197,11 +203,11 @@ def _vlb(
         p=p,
         q=q,
         r=r,
-        w=_weights(schedule, prediction_type, weight),
+        w=_weights(schedule, prediction_type, weight, a, s),
     )
     return pack(row)
 
 
-def _check_weight(weight: str | None) -> None:
+def _check_weight(process: Process, weight: str | None) -> None:
     if weight is not None and weight != "min_snr":
-        check_one_of("weight", weight, WEIGHTS)
+        check_one_of("weight", weight, WEIGHTS if process.is_rectified else WEIGHTS[:2])

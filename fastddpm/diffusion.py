@@ -11,35 +11,49 @@ from tqdm.auto import tqdm
 from .bits_per_dim import Walk, parts_of, share_of
 from .checks import as_shape, check_data, check_float_dtype, check_key, check_one_of, describe
 from .coefficients import vlb_rows
-from .functional import arithmetic, check_reduction, mse_loss, q_sample, q_sample_uniform, row_index
+from .densities import Density, check_density
+from .functional import arithmetic, check_reduction, mse_loss, number_or_index, q_sample, q_sample_uniform
 from .importance import LossSecondMoment
-from .models import Model, call_model, device_of
-from .noise import noise_key, timesteps
-from .samplers import SAMPLERS, UNDER_GUIDANCE, StepRows
-from .samplers.levels import check_start
+from .models import Model, call_model, device_of, with_estimate
+from .noise import levels, noise_key, timesteps
+from .process import Process, check_process
+from .samplers import UNDER_GUIDANCE, StepRows
 from .sampling import STEERING, Inpainting, SamplingLoop, Steering, any_seed, check_seeds, edit_of, first_of
-from .schedule import FIRST_VARIANCES, LEARNED_VARIANCE_TYPES, VARIANCE_TYPES, NoiseSchedule, check_schedule
+from .schedule import FIRST_VARIANCES, LEARNED_VARIANCE_TYPES, VARIANCE_TYPES, NoiseSchedule
 from .step_noise import StepNoise, of_bits_per_dim, of_sampling
+from .training_options import as_strength, own_estimate, perturbed, with_offset
 from .vlb import CDFS, hybrid_loss, prior_kl, vlb_loss
+from .walks import Walks
 
 LOSSES = ("mse", "kl", "rescaled_kl", "hybrid")
 
 
-class GaussianDiffusion:
-    """Training losses and sampling of a DDPM (Ho et al. 2020), for any callable `model(x_t, t, **model_kwargs)`.
+class GaussianDiffusion(Walks):
+    """Training losses and sampling of a DDPM (Ho et al. 2020), a rectified flow or EDM, for any model(x_t, t, **model_kwargs).
 
     A model's output is a tensor, or an object with a `.sample` tensor (diffusers).
 
     Args:
-        schedule: the chain.
-        prediction_type: what the model predicts: "epsilon", "sample", "v_prediction" or "previous".
+        schedule: the process: a `NoiseSchedule`, `FlowMatching` or `EDM`.
+        prediction_type: what the model predicts: of a chain "epsilon", "sample", "v_prediction" or "previous", of another
+            process one of its `prediction_types`; None for the first of them.
         variance_type: of the reverse step: "fixed_small", "fixed_large", or for a model of twice the channels "learned" or
             "learned_range" (`vlb_loss` says what they mean; "mse" cannot train those).
-        loss: what `training_loss` is, each with t drawn evenly: "mse"; "kl", the bound's term (`vlb_loss`); "rescaled_kl", T
-            times that, an estimate of the whole bound but for `prior_kl`; "hybrid", `hybrid_loss`.
-        weight: of the mean squared error over t ("mse", "hybrid"): None, "min_snr", or a floating `[T]` table.
+        loss: what `training_loss` is: "mse"; "kl", the bound's term (`vlb_loss`); "rescaled_kl", T times that, which with t
+            drawn evenly estimates the whole bound but for `prior_kl`; "hybrid", `hybrid_loss`. Only a chain has a bound.
+        weight: of the mean squared error over t ("mse", "hybrid"): as `mse_loss` takes it.
         cdf, first_variance: of the bound, as in `vlb_loss`.
         vlb_weight: of the bound in "hybrid", as in `hybrid_loss`.
+        density: of t in training, one of `fastddpm.densities`; None for the process's own: even, but of `EDM`. The loss is not
+            weighted for it.
+        offset_noise: how much of a normal that a sample's channel shares is added to the training noise (Guttenberg 2023), in
+            x_t and in the target; 0.1 is usual. The noise is then stored.
+        input_perturbation: how much more noise is in the x_t that the model is given than the target and the loss know of (Ning
+            et al. 2023); 0.1 is theirs. One launch more.
+        self_condition: the name of the model's argument for its own estimate of x_0 (Chen et al. 2022), e.g. "self_cond", or
+            "x_self_cond" of lucidrains' Unet; None for none. In training the model is called twice, first without gradient and
+            with zeros there; that call's x_0_hat, not clamped, is the second's in every second sample by chance, and zeros
+            in the others. In `sample` it is the last step's x_0_hat, at first zeros; in `bits_per_dim` zeros.
 
     Raises:
         TypeError, ValueError: an argument of a wrong type or an unknown name, or two that do not go together, named.
@@ -47,26 +61,46 @@ class GaussianDiffusion:
 
     def __init__(
         self,
-        schedule: NoiseSchedule,
-        prediction_type: str = "epsilon",
+        schedule: Process,
+        prediction_type: str | None = None,
         variance_type: str = "fixed_small",
         loss: str = "mse",
         weight: str | Tensor | None = None,
         cdf: str = "exact",
         vlb_weight: float | None = None,
         first_variance: str = "posterior",
+        *,
+        density: Density | None = None,
+        offset_noise: float = 0.0,
+        input_perturbation: float = 0.0,
+        self_condition: str | None = None,
     ):
-        check_schedule(schedule)
+        check_process(schedule)
+        prediction_type = prediction_type or schedule.prediction_types[0]
         schedule.check_prediction(prediction_type)
         check_one_of("variance_type", variance_type, VARIANCE_TYPES)
         check_one_of("loss", loss, LOSSES)
         check_one_of("cdf", cdf, CDFS)
         check_one_of("first_variance", first_variance, FIRST_VARIANCES)
+        if not schedule.is_chain and (loss != "mse" or variance_type != "fixed_small"):
+            name = type(schedule).__name__
+            raise ValueError(
+                f"loss, variance_type: expected 'mse' and 'fixed_small' for {name}, which has no chain whose bound or variance "
+                f"they could be, got {loss!r} and {variance_type!r}"
+            )
         if weight is not None and loss not in ("mse", "hybrid"):
             given = weight if isinstance(weight, str) else describe(weight)
             raise ValueError(f"weight: expected None for loss {loss!r} (the bound weights its own terms), got {given!r}")
         if vlb_weight is not None and loss != "hybrid":
             raise ValueError(f"vlb_weight: expected None for loss {loss!r}, got {vlb_weight!r}")
+        density = schedule.density if density is None else density
+        if density is not None:
+            check_density(density)
+            if schedule.num_timesteps:
+                density.bounds_on(len(schedule), torch.device("cpu"))  # refuses one of another T
+        if not (self_condition is None or (isinstance(self_condition, str) and self_condition.isidentifier())):
+            raise ValueError(f"self_condition: expected the name of an argument of the model or None, got {self_condition!r}")
+        super().__init__()
         self.schedule = schedule
         self.prediction_type = prediction_type
         self.variance_type = variance_type
@@ -75,7 +109,10 @@ class GaussianDiffusion:
         self.cdf = cdf
         self.vlb_weight = vlb_weight
         self.first_variance = first_variance
-        self._kept: dict[tuple, Any] = {}
+        self.density = density
+        self.offset_noise = as_strength("offset_noise", offset_noise)
+        self.input_perturbation = as_strength("input_perturbation", input_perturbation)
+        self.self_condition = self_condition
 
     @property
     def learns_variance(self) -> bool:
@@ -91,7 +128,7 @@ class GaussianDiffusion:
         reduction: str = "mean",
         t_sampler: LossSecondMoment | None = None,
         noise: Tensor | None = None,
-        t: Tensor | int | None = None,
+        t: Tensor | int | float | None = None,
     ) -> Tensor:
         """One training step's loss: t and x_t from the key, the model's output, and its loss.
 
@@ -105,7 +142,8 @@ class GaussianDiffusion:
             t_sampler: a `LossSecondMoment` draws t in place of `timesteps`, takes the losses in, and weights them; t is then a
                 function of its state and the key.
             noise: in place of the key's: a tensor of x_0's shape, such as `torch.randn_like(x_0)`, or another key.
-            t: in place of the key's: indices into the schedule, int64 or int32 `[B]`, or one for all.
+            t: in place of the key's: indices into the schedule, int64 or int32 `[B]`, or one for all; of a continuous process
+                numbers too, floating.
 
         Returns:
             A float32 scalar, or `[B]` for "none".
@@ -117,14 +155,14 @@ class GaussianDiffusion:
         t, weights = (t, None) if t_sampler is None else t_sampler.sample(cast(Tensor, key))
         x_t, t, noise = self._noised(x_0, key, noise, t)
         if t_sampler is None or weights is None:
-            return self._loss_at(x_t, t, model, x_0, noise, model_kwargs, reduction)
-        losses = self._loss_at(x_t, t, model, x_0, noise, model_kwargs, "none")
+            return self._loss_at(x_t, t, model, x_0, noise, key, model_kwargs, reduction)
+        losses = self._loss_at(x_t, t, model, x_0, noise, key, model_kwargs, "none")
         t_sampler.update(t, losses.detach())
         losses = weights * losses
         return losses if reduction == "none" else getattr(losses, reduction)()
 
     def _check_draws(
-        self, x_0: Tensor, key: Tensor | None, noise: Tensor | None, t: Tensor | int | None, t_sampler: LossSecondMoment | None
+        self, x_0: Tensor, key: Tensor | None, noise: Tensor | None, t: Any, t_sampler: LossSecondMoment | None
     ) -> None:
         """That a training step's noise and t come from somewhere, t from one place."""
         if key is not None:
@@ -133,6 +171,8 @@ class GaussianDiffusion:
                 raise ValueError(f"key: expected {x_0.shape[0]} rows (the batch of x_0), got {key.shape[0]}")
         elif noise is None or t is None or t_sampler is not None:
             raise ValueError("key: expected one, or both noise and t in its place (and no t_sampler), got None")
+        elif self.offset_noise or self.input_perturbation or self.self_condition:
+            raise ValueError("key: expected one, of which offset_noise, input_perturbation and self_condition draw, got None")
         if t_sampler is None:
             return
         if not isinstance(t_sampler, LossSecondMoment):
@@ -141,13 +181,20 @@ class GaussianDiffusion:
             raise ValueError(f"t_sampler: expected one of {len(self.schedule)} timesteps, got {t_sampler.num_timesteps}")
         if t is not None:
             raise ValueError("t: expected None, since t_sampler draws it of the key, got both")
+        if self.density is not None:
+            raise ValueError("t_sampler: expected None, since this diffusion has a density of t, got both")
 
-    def _noised(self, x_0: Tensor, key: Any, noise: Tensor | None, t: Tensor | int | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _noised(self, x_0: Tensor, key: Any, noise: Tensor | None, t: Any) -> tuple[Tensor, Tensor, Tensor]:
         """x_t, t for each sample, and the noise as the loss takes it."""
-        if noise is None and t is None:
+        if noise is None and t is None and self.density is None and not self.offset_noise:
             return *q_sample_uniform(x_0, self.schedule, key), key
         noise = key if noise is None else noise
-        t = timesteps(key, len(self.schedule)) if t is None else row_index("t", t, x_0, self.schedule).expand(len(x_0))
+        noise = with_offset(noise, x_0, key, self.offset_noise) if self.offset_noise else noise
+        if t is None:
+            t = timesteps(key, len(self.schedule), self.density) if self.schedule.num_timesteps else levels(key, self.density)
+        else:
+            number, index = number_or_index("t", t, x_0, self.schedule)
+            t = (index if number is None else number).expand(len(x_0))
         return q_sample(x_0, t, self.schedule, noise), t, noise
 
     def _check_trains_variance(self) -> None:
@@ -164,10 +211,20 @@ class GaussianDiffusion:
         model: Model,
         x_0: Tensor,
         noise: Tensor,
+        key: Any,
         model_kwargs: Mapping[str, Any] | None,
         reduction: str,
     ) -> Tensor:
-        output = call_model(model, x_t, self._model_t(t), model_kwargs, self.variance_type)
+        seen = perturbed(x_t, t, self.schedule, key, self.input_perturbation) if self.input_perturbation else x_t
+
+        def output_of(estimate: Tensor | None) -> Tensor:
+            kwargs = with_estimate(model_kwargs, self.self_condition, estimate)
+            return call_model(model, seen, self._model_t(t), kwargs, self.variance_type)
+
+        estimate = None
+        if self.self_condition:
+            estimate = own_estimate(output_of, seen, t, self.schedule, self.prediction_type, key)
+        output = output_of(estimate)
         return self.loss_of(output, x_0, x_t, t, noise, reduction)
 
     def loss_of(self, output: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor, reduction: str = "mean") -> Tensor:
@@ -187,8 +244,8 @@ class GaussianDiffusion:
         self,
         model: Model,
         shape: tuple[int, ...] | torch.Size,
-        sampler: str | StepRows = "ddpm",
-        steps: int | Sequence[int] | None = None,
+        sampler: str | StepRows | None = None,
+        steps: int | Sequence[float] | None = None,
         seed: int | Tensor | None = None,
         clip_denoised: bool | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
@@ -221,7 +278,7 @@ class GaussianDiffusion:
             model: see the class; put it in eval mode first.
             shape: `(B, ...)` of the images.
             sampler: a name of `samplers.SAMPLERS`, or a `StepRows` (then steps to spacing are the rows', and not read, and
-                the model's output is what they say).
+                the model's output is what they say); None for the process's own, "ddpm" of a chain.
             steps: how many steps of the chain to walk, or a list of timesteps that falls; None for all.
             seed: an int, or an integer tensor `[B]` of one seed an image: an image's noise then does not depend on its batch.
                 None draws one of torch's default generator.
@@ -278,7 +335,7 @@ class GaussianDiffusion:
         known = None if inpaint is None else Inpainting(inpaint, loop, key(stream="inpainting"), x)
         edit = edit_of(loop.rows, callback, known)
         trajectory = [x] if return_trajectory else None
-        steps_noise = key(stream="reverse") if noise is None else of_sampling(noise, x, len(loop.rows) - loop.first)
+        steps_noise = key(stream=loop.rows.stream) if noise is None else of_sampling(noise, x, len(loop.rows) - loop.first)
         x = loop(x, steps_noise, model_kwargs, progress, edit, trajectory)
         return x if trajectory is None else torch.stack(trajectory)
 
@@ -288,8 +345,8 @@ class GaussianDiffusion:
         shape: tuple[int, ...],
         device: torch.device,
         dtype: torch.dtype,
-        sampler: str | StepRows,
-        steps: int | Sequence[int] | None,
+        sampler: str | StepRows | None,
+        steps: int | Sequence[float] | None,
         clip_denoised: bool | None = None,
         clip_range: float = 1.0,
         spacing: str | None = None,
@@ -297,12 +354,13 @@ class GaussianDiffusion:
         **options: Any,
     ) -> SamplingLoop:
         """What `sample` walks, for arguments like its own."""
+        sampler = self.schedule.sampler if sampler is None else sampler
         steering = Steering(**{name: options.pop(name) for name in STEERING if name in options})
         clip_denoised = clip_denoised if steering.thresholding is None else True  # its own bound is in that one's place
         if isinstance(sampler, str) and (steering.guidance_scale is not None or steering.thresholding is not None):
             options = {**UNDER_GUIDANCE.get(sampler, {}), **options}
         rows, first, number = self._rows(sampler, steps, start, clip_denoised, clip_range, spacing, options)
-        return SamplingLoop(rows, model, steering, shape[0], device, dtype, first, number)
+        return SamplingLoop(rows, model, steering, shape[0], device, dtype, first, number, self.self_condition)
 
     @torch.no_grad()
     def bits_per_dim(
@@ -348,6 +406,7 @@ class GaussianDiffusion:
         """
         check_data("x_0", x_0)
         check_one_of("cdf", cdf, CDFS)
+        model_kwargs = with_estimate(model_kwargs, self.self_condition, torch.zeros_like(x_0) if self.self_condition else None)
         chain = self._chain(steps)
         noises = of_bits_per_dim(chain, x_0, seed, first_sample, noise)
         options = (self.prediction_type, self.variance_type, clip_denoised, self.first_variance)
@@ -363,65 +422,12 @@ class GaussianDiffusion:
         vb, x_0_mse = torch.cat(terms, 2).permute(1, 2, 0).contiguous()
         return {"total": prior + vb.sum(1), "prior": prior, "vb": vb, "x_0_mse": x_0_mse, "eps_mse": snr * x_0_mse}
 
-    def _chain(self, steps: int | Sequence[int] | None) -> NoiseSchedule:
-        """Kept, as the rows are: a second call uploads nothing, and a captured graph's tables live as long as this object."""
-        if steps is None:
-            return self.schedule
-        return self._keep(("chain", self.schedule, _hashable(steps)), lambda: self.schedule.respace(steps))
-
-    def _rows(
-        self,
-        sampler: str | StepRows,
-        steps: int | Sequence[int] | None,
-        start: int,
-        clip_denoised: bool | None,
-        clip_range: float,
-        spacing: str | None,
-        options: Mapping[str, Any],
-    ) -> tuple[StepRows, int, int]:
-        """A sampler's rows, how many of the first are not to be walked, and the number of the first."""
-        if isinstance(sampler, StepRows):
-            if options:
-                raise TypeError(f"{', '.join(options)}: expected no options beside StepRows, which have theirs in them")
-            check_start(start, len(sampler))
-            if start and sampler.history:
-                raise ValueError(f"start: expected 0 for StepRows that read earlier steps, got {start}")
-            return sampler, start, 0
-        check_one_of("sampler", sampler, tuple(SAMPLERS))
-        settings = {"clip_denoised": clip_denoised, "spacing": spacing, "clip_range": clip_range, **options}
-        settings = {name: value for name, value in settings.items() if value is not None}
-        if sampler == "ddpm":
-            evenly = spacing is None and "steps_offset" not in options
-            schedule = self._chain(steps) if evenly else self.schedule
-            settings |= {} if evenly else {"steps": _hashable(steps)}
-        else:
-            schedule = self.schedule
-            settings |= {"steps": _hashable(steps), "start": start}
-        about = (schedule, self.prediction_type, self.variance_type)
-        rows = self._keep((sampler, *about, *settings.items()), lambda: SAMPLERS[sampler](*about, **settings))
-        if sampler != "ddpm":
-            return rows, 0, start
-        check_start(start, len(rows))
-        return rows, start, 0
-
-    def _keep(self, name: tuple, make: Callable[[], Any]) -> Any:
-        """By all that it is made of: whoever changes an attribute gets another."""
-        if name not in self._kept:
-            self._kept[name] = make()
-        return self._kept[name]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_kept": {}}  # a copy makes its own
-
     def _model_t(self, t: Tensor) -> Tensor:
         """In memory of its own, which the model may change."""
+        if t.is_floating_point():
+            return self.schedule.timesteps_at(t)
         return self.schedule.timesteps_on(t.device)[t] if self.schedule.is_respaced else t.clone()
 
 
 def _snr(chain: NoiseSchedule) -> Tensor:
     return chain.snr
-
-
-def _hashable(steps: Any) -> Any:
-    steps = steps.tolist() if hasattr(steps, "tolist") else steps
-    return tuple(steps) if isinstance(steps, list) else steps

@@ -1,8 +1,10 @@
 """The public functions: check the arguments, pick the rows, call the op.
 
 Shapes: B is the batch, D the elements of one sample; x tensors are `[B, ...]`, float32, bfloat16, float16 or (on the CPU)
-float64, each of its own dtype and any layout; `t` holds indices 0..T-1, int32 or int64 `[B]` or one value for all. Arithmetic
-is float32 (float64 where the first tensor is float64), the result cast last. `noise` is a key (`noise_key`) or a tensor.
+float64, each of its own dtype and any layout; `t` holds indices 0..T-1, int32 or int64 `[B]` or one value for all. Of a
+continuous process (`FlowMatching`, `EDM`) t may be numbers too, floating, whose range nobody checks: that would wait for a GPU.
+Arithmetic is float32 (float64 where the first tensor is float64), the result cast last. `noise` is a key (`noise_key`) or a
+tensor.
 """
 
 from collections.abc import Sequence
@@ -27,19 +29,20 @@ from .checks import (
     describe,
 )
 from .coefficients import mse_rows, q_sample_rows, q_step_rows, velocity_rows
+from .process import LEVEL_FREE, Process, check_process, is_number
 from .samplers import StepRows
 from .schedule import NoiseSchedule, check_schedule
 
 REDUCTIONS = {"none": ops.NONE, "mean": ops.MEAN, "sum": ops.SUM}
 
 
-def q_sample(x_0: Tensor, t: Tensor | int, schedule: NoiseSchedule, noise: Tensor) -> Tensor:
-    """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) z: a draw of q(x_t | x_0) (Ho et al. 2020, eq. 4).
+def q_sample(x_0: Tensor, t: Tensor | int | float, schedule: Process, noise: Tensor) -> Tensor:
+    """x_t = a x_0 + s z: a draw of q(x_t | x_0); of a chain sqrt(abar_t) x_0 + sqrt(1 - abar_t) z (Ho et al. 2020, eq. 4).
 
     Args:
         x_0: data `[B, ...]`.
-        t: indices into the schedule.
-        schedule: a `NoiseSchedule`.
+        t: indices into the schedule, or numbers.
+        schedule: a `NoiseSchedule`, `FlowMatching` or `EDM`.
         noise: a key of B rows, whose normals are made on the way, or a tensor of x_0's shape.
 
     Returns:
@@ -49,15 +52,19 @@ def q_sample(x_0: Tensor, t: Tensor | int, schedule: NoiseSchedule, noise: Tenso
         TypeError, ValueError: an argument of a wrong dtype, shape or device, named.
         IndexError: t out of range, on the CPU. On a GPU, where reading it would wait, that sample becomes NaN.
     """
-    return _noised("x_0", x_0, t, schedule, noise, q_sample_rows)
+    check_data("x_0", x_0)
+    check_process(schedule)
+    number, index = number_or_index("t", t, x_0, schedule)
+    check_noise(noise, "x_0", x_0)
+    return autograd.noising(x_0, noise, index, q_sample_rows(schedule, x_0.device, arithmetic(x_0), number))
 
 
-def q_sample_uniform(x_0: Tensor, schedule: NoiseSchedule, key: Tensor) -> tuple[Tensor, Tensor]:
+def q_sample_uniform(x_0: Tensor, schedule: Process, key: Tensor) -> tuple[Tensor, Tensor]:
     """x_t at a t drawn evenly for each sample: `timesteps` and `q_sample` in one launch, to the same bits.
 
     Args:
         x_0: data `[B, ...]`.
-        schedule: a `NoiseSchedule`.
+        schedule: a `NoiseSchedule` or `FlowMatching`.
         key: int64 `[B, 2]`: t and the noise are functions of it.
 
     Returns:
@@ -67,7 +74,8 @@ def q_sample_uniform(x_0: Tensor, schedule: NoiseSchedule, key: Tensor) -> tuple
         TypeError, ValueError: an argument of a wrong dtype, shape or device, named.
     """
     check_data("x_0", x_0)
-    check_schedule(schedule)
+    check_process(schedule)
+    check_has_indices("schedule", schedule)
     check_key("key", key)
     check_noise(key, "x_0", x_0, "key")
     return autograd.noising_uniform(x_0, key, q_sample_rows(schedule, x_0.device, arithmetic(x_0)))
@@ -94,12 +102,12 @@ def _noised(name, x, t, schedule, noise, rows_on) -> Tensor:
 
 def mse_loss(
     model_output: Tensor,
-    t: Tensor | int,
-    schedule: NoiseSchedule,
+    t: Tensor | int | float,
+    schedule: Process,
     noise: Tensor | None = None,
     x_0: Tensor | None = None,
     x_t: Tensor | None = None,
-    prediction_type: str = "epsilon",
+    prediction_type: str | None = None,
     weight: str | Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
@@ -112,8 +120,11 @@ def mse_loss(
         x_0: the data. Needed by every prediction type but "epsilon".
         x_t: for "previous" only: the noised data, in place of `noise`.
         prediction_type: what the target is: "epsilon" the noise; "sample" x_0; "v_prediction" sqrt(abar) z - sqrt(1 - abar) x_0
-            (Salimans & Ho 2022); "previous" the posterior mean mu~(x_t, x_0) (Ho et al. 2020, eq. 7).
-        weight: None for 1; "min_snr" (Hang et al. 2023, gamma = 5); or a floating `[T]` table on the data's device.
+            (Salimans & Ho 2022); "previous" the posterior mean mu~(x_t, x_0) (Ho et al. 2020, eq. 7); "velocity" z - x_0;
+            "edm" (see `EDM`). None for the process's own: "epsilon" of a chain.
+        weight: None for 1; "min_snr" (Hang et al. 2023, gamma = 5); of `FlowMatching` also SD3's "sigma_sqrt", s^-2, and
+            "cosmap", 2 / (pi (1 - 2 s + 2 s^2)) (diffusers' `compute_loss_weighting_for_sd3`); or a floating `[T]` table on the
+            data's device (of numbers t `[B]`, one for each).
         reduction: "mean", "sum", or "none" for `[B]`.
 
     Returns:
@@ -124,14 +135,18 @@ def mse_loss(
         IndexError: t out of range, on the CPU.
     """
     check_data("model_output", model_output)
-    check_schedule(schedule)
-    index = row_index("t", t, model_output, schedule)
+    check_process(schedule)
+    number, index = number_or_index("t", t, model_output, schedule)
+    prediction_type = prediction_type or schedule.prediction_types[0]
     schedule.check_prediction(prediction_type)
     check_reduction(reduction)
     noise, x_0, x_t = _target_inputs(prediction_type, model_output, noise, x_0, x_t)
     target = prediction_type if x_t is None else "previous_from_x_t"
-    name = check_weight(weight, prediction_type, schedule, model_output)
-    rows = weighted(mse_rows(schedule, target, name, model_output.device, arithmetic(model_output)), weight)
+    count = len(schedule) if number is None else model_output.shape[0]
+    name = check_weight(weight, prediction_type, count, model_output)
+    if number is not None and weight is None and schedule.num_timesteps and prediction_type in LEVEL_FREE:
+        number, index = None, schedule.index_on(model_output.device, 0)  # any row of the table: nothing is made for this call
+    rows = weighted(mse_rows(schedule, target, name, model_output.device, arithmetic(model_output), number), weight)
     return autograd.mse_loss(model_output, noise, x_0, x_t, index, rows, REDUCTIONS[reduction])
 
 
@@ -162,14 +177,14 @@ def check_reduction(reduction: str) -> None:
         check_one_of("reduction", reduction, tuple(REDUCTIONS))
 
 
-def check_weight(weight: str | Tensor | None, prediction_type: str, schedule: NoiseSchedule, x: Tensor) -> str | None:
+def check_weight(weight: str | Tensor | None, prediction_type: str, count: int, x: Tensor) -> str | None:
     """The name of the weights that the schedule makes: None where they are a table of the caller's (`weighted`)."""
     if weight is None or isinstance(weight, str):
         if prediction_type == "previous" and weight == "min_snr":
             raise ValueError("weight: expected None or a table for prediction_type 'previous', got 'min_snr'")
         return weight
-    if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.shape != (len(schedule),):
-        raise ValueError(f"weight: expected None, 'min_snr' or a floating [{len(schedule)}] table, got {describe(weight)}")
+    if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.shape != (count,):
+        raise ValueError(f"weight: expected None, 'min_snr' or a floating [{count}] table, got {describe(weight)}")
     if weight.device != x.device:
         raise ValueError(f"weight: expected model_output's device {x.device}, got {weight.device}")
     check_no_grad("weight", weight)
@@ -180,7 +195,8 @@ def weighted(rows: Tensor, weight: str | Tensor | None) -> Tensor:
     """The rows with a table of the caller's for their last column."""
     if not isinstance(weight, Tensor):
         return rows
-    return torch.cat((rows[:, :-1], weight.to(rows.dtype)[:, None]), 1)  # w is the last of MseRow and of VlbRow
+    fixed = rows[:, :-1].expand(len(weight), -1)  # w is the last of MseRow and of VlbRow
+    return torch.cat((fixed, weight.to(rows.dtype)[:, None]), 1)
 
 
 def reverse_step(
@@ -289,7 +305,21 @@ def arithmetic(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype is torch.float64 else torch.float32
 
 
-def row_index(name: str, t: Tensor | int, x: Tensor, table: NoiseSchedule | StepRows) -> Tensor:
+def number_or_index(name: str, t: Tensor | int | float, x: Tensor, process: Process) -> tuple[Tensor | None, Tensor]:
+    """Numbers t of a continuous process, `[B]` or `[1]`, and the index of each in rows made of them; or None and an index."""
+    if not (process.is_continuous and is_number(t)):
+        check_has_indices(name, process)
+        return None, row_index(name, t, x, process)
+    numbers = as_samples(name, t, x.shape[0], x.device, arithmetic(x)).reshape(-1)
+    return numbers, torch.arange(len(numbers), device=x.device)
+
+
+def check_has_indices(name: str, process: Process) -> None:
+    if not process.num_timesteps:
+        raise TypeError(f"{name}: expected floating t, since {type(process).__name__} has no table to index, got indices")
+
+
+def row_index(name: str, t: Any, x: Tensor, table: Process | StepRows) -> Tensor:
     if isinstance(t, Tensor):
         check_index(name, t, x)
         return t

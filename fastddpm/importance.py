@@ -11,10 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .checks import as_int, describe
-from .noise import timesteps
-
-_WORDS = 1 << 30
-"""t is chosen by 30 random bits: the probabilities are whole numbers of 2^-30, so that they are the same on every rank."""
+from .densities import WORDS, words_of
+from .noise import chosen, timesteps
 
 
 class LossSecondMoment:
@@ -49,7 +47,7 @@ class LossSecondMoment:
         device: torch.device | str | None = None,
     ):
         num_timesteps, history = as_int("num_timesteps", num_timesteps), as_int("history", history)
-        if not 1 <= num_timesteps < _WORDS // 2:
+        if not 1 <= num_timesteps < WORDS // 2:
             raise ValueError(f"num_timesteps: expected 1 <= T < 2^29, got {num_timesteps}")
         if history < 1:
             raise ValueError(f"history: expected 1 or more, got {history}")
@@ -68,7 +66,7 @@ class LossSecondMoment:
     def probabilities(self) -> Tensor:
         """p, `[T]`, summing to 1: float32 (float64 on a CPU)."""
         dtype = torch.float64 if self._bounds.is_cpu else torch.float32
-        return (self._chosen().to(dtype) / _WORDS).masked_fill(~self._filled, 1 / self.num_timesteps)
+        return (words_of(self._bounds).to(dtype) / WORDS).masked_fill(~self._filled, 1 / self.num_timesteps)
 
     def sample(self, key: Tensor) -> tuple[Tensor, Tensor]:
         """A timestep for each sample, and the weight of its loss.
@@ -80,8 +78,7 @@ class LossSecondMoment:
         Returns:
             t, int64 `[B]`; and 1 / (T p_t), float32 `[B]`.
         """
-        chosen = torch.searchsorted(self._bounds, timesteps(key, _WORDS), right=True)
-        t = torch.where(self._filled, chosen, timesteps(key, self.num_timesteps))
+        t = torch.where(self._filled, chosen(key, self._bounds), timesteps(key, self.num_timesteps))
         return t, self._weights[t]
 
     @torch.no_grad()
@@ -140,14 +137,10 @@ class LossSecondMoment:
         share = (roots / total).masked_fill(total == 0, uniform)
         p = (1 - self.uniform_prob) * share + self.uniform_prob * uniform
         # rounded up at half the words: no t gets none, and the sum stays below 2^30, so stretching it does not merge bounds
-        cumulative = (p * (_WORDS // 2)).ceil().cumsum(0, dtype=torch.int64)
-        self._bounds.copy_(cumulative * _WORDS // cumulative[-1])
+        cumulative = (p * (WORDS // 2)).ceil().cumsum(0, dtype=torch.int64)
+        self._bounds.copy_(cumulative * WORDS // cumulative[-1])
         self._filled.copy_((self._counts >= self.history).all())
-        self._weights.copy_((_WORDS * uniform / self._chosen()).masked_fill(~self._filled, 1.0))
-
-    def _chosen(self) -> Tensor:
-        """How many of the 2^30 words fall to each t."""
-        return self._bounds.diff(prepend=self._bounds.new_zeros(1))
+        self._weights.copy_((WORDS * uniform / words_of(self._bounds)).masked_fill(~self._filled, 1.0))
 
 
 def _of_all_ranks(t: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:

@@ -29,6 +29,15 @@ def call_model(model: Model, x_t: Tensor, t: Tensor, model_kwargs: Mapping[str, 
     return output
 
 
+def with_estimate(model_kwargs: Mapping[str, Any] | None, name: str | None, x_0_hat: Tensor | None) -> Mapping[str, Any] | None:
+    """The arguments of a model that is given its own estimate of x_0 by that name; None for one that is not."""
+    if name is None:
+        return model_kwargs
+    if model_kwargs is not None and name in model_kwargs:
+        raise ValueError(f"model_kwargs: expected no {name!r}, which is the model's own estimate (self_condition), got one")
+    return {**(model_kwargs or {}), name: x_0_hat}
+
+
 def device_of(model: Model, device: torch.device | str | None = None) -> torch.device:
     """The one given; else that of a module's first parameter, or the CPU for any other callable."""
     if device is not None:

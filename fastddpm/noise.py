@@ -1,4 +1,4 @@
-"""Noise that is a pure function of (seed, step, sample, element): keys, normals, timesteps.
+"""Noise that is a pure function of (seed, step, sample, element): keys, normals, timesteps, levels.
 
 The contract, with its known answers, is docs/noise.md. A key is an int64 tensor `[B, 2]` of (seed, subsequence), one row a
 sample, where `subsequence = stream << 60 | step << 32 | sample`.
@@ -13,6 +13,7 @@ from torch import Tensor
 from . import ops
 from .autograd import NEVER
 from .checks import as_int, as_shape, check_float_dtype, check_key, check_one_of, describe
+from .densities import WORDS, Density, check_density
 from .reference.keys import TIMESTEP_STREAM
 
 STREAMS = {
@@ -29,10 +30,11 @@ STREAMS = {
     "churn": 10,
     "condition_dropout": 11,
     "data_order": 12,
+    "self_conditioning": 13,
     "user": 14,
     "user_2": 15,
 }
-"""What each stream of a run's noise is for (docs/noise.md); 13 is spare."""
+"""What each stream of a run's noise is for (docs/noise.md)."""
 
 MAX_STEP = 1 << 28
 MAX_SAMPLE = 1 << 32
@@ -142,6 +144,12 @@ def _subsequence(stream: int, step: int, sample: int) -> int:
     return _signed64(stream << 60 | step << 32 | sample)
 
 
+def with_stream(key: Tensor, stream: str) -> Tensor:
+    """A key of the same seeds, steps and samples in another stream."""
+    rest = _subsequence(0, MAX_STEP - 1, MAX_SAMPLE - 1)
+    return torch.stack((key[:, 0], key[:, 1] & rest | _subsequence(STREAMS[stream], 0, 0)), 1)
+
+
 def advance(key: Tensor, steps: int = 1) -> Tensor:
     """Adds `steps` to the step of every row of a key, in place and on its device, and returns the key.
 
@@ -194,18 +202,46 @@ def randn(
     return out
 
 
-def timesteps(key: Tensor, num_timesteps: int) -> Tensor:
-    """A uniform timestep index for each sample: `mulhi(w[0], T)` of the key's first Philox block in stream 3.
+def timesteps(key: Tensor, num_timesteps: int, density: Density | None = None) -> Tensor:
+    """A timestep index for each sample, uniform or of another density, from the first word of the key's block 0 in stream 3.
 
     Args:
         key: int64 `[B, 2]`; the stream it names is replaced by 3, so the training noise's own key serves.
         num_timesteps: T, 1 <= T < 2^31.
+        density: one of `fastddpm.densities`, e.g. `LogitNormal()`; None is uniform, `mulhi(w[0], T)`. Two small launches more.
 
     Returns:
-        int64 `[B]`, values 0 .. T-1, on the key's device.
+        int64 `[B]`, values 0 .. T-1, on the key's device: the same bits on all of them.
     """
     check_key("key", key)
     num_timesteps = as_int("num_timesteps", num_timesteps)
     if not 1 <= num_timesteps < 1 << 31:
         raise ValueError(f"num_timesteps: expected 1 <= T < 2^31, got {num_timesteps}")
-    return ops.timesteps(key, num_timesteps)
+    if density is None:
+        return ops.timesteps(key, num_timesteps)
+    check_density(density)
+    return chosen(key, density.bounds_on(num_timesteps, key.device))
+
+
+def chosen(key: Tensor, bounds: Tensor) -> Tensor:
+    """The t whose words, of 2^30, the key's is one of: a search among whole numbers, the same everywhere."""
+    return torch.searchsorted(bounds, ops.timesteps(key, WORDS), right=True)
+
+
+def levels(key: Tensor, density: Density | None = None) -> Tensor:
+    """A level of continuous time for each sample, by the very word that `timesteps` has: floor(T level) is its index, but for
+    rounding.
+
+    Args:
+        key: as `timesteps` takes it.
+        density: one of `fastddpm.densities` but `Discrete`; None is uniform on (0, 1). Those of `LogNormal` are sigmas.
+
+    Returns:
+        float32 `[B]` on the key's device, made in float64 there. Equal to rounding from one device to another.
+    """
+    check_key("key", key)
+    share = (ops.timesteps(key, WORDS).double() + 0.5) / WORDS
+    if density is None:
+        return share.float()
+    check_density(density)
+    return density.quantile(share).float()

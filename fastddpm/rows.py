@@ -37,7 +37,10 @@ kept    = c_x x + c_0 x_0_hat, for samplers whose later steps want more than x_0
 A coefficient of 0 leaves its term out, whatever it would multiply: an infinity that is clipped ends there.
 """
 
-Columns = TypeVar("Columns", NoisingRow, MseRow, VlbRow, StepRow)
+AdamWRow = namedtuple("AdamWRow", "lr beta_1 beta_2 eps weight_decay sign")
+"""An optimizer's settings for some of its weights (not a sample's); sign: -1 to maximize"""
+
+Columns = TypeVar("Columns", NoisingRow, MseRow, VlbRow, StepRow, AdamWRow)
 
 
 def width(kind: type[Columns]) -> int:
@@ -47,7 +50,8 @@ def width(kind: type[Columns]) -> int:
 
 def pack(row: Columns) -> Tensor:
     """Columns `[T]` to a table `[T, width]`."""
-    return torch.nn.functional.pad(torch.stack(row, 1), (0, width(type(row)) - len(row)))
+    columns, unused = torch.stack(row, 1), width(type(row)) - len(row)
+    return torch.nn.functional.pad(columns, (0, unused)) if unused else columns
 
 
 def unpack(kind: type[Columns], table: Tensor) -> Columns:

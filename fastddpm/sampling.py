@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from . import ops
 from .checks import as_samples, check_data, check_like, describe
-from .models import Model, call_model
+from .models import Model, call_model, with_estimate
 from .noise import randn
 from .rows import NoisingRow, pack
 from .samplers import StepRows
@@ -69,21 +69,33 @@ STEERING = tuple(field.name for field in fields(Steering))
 class Outputs:
     """The network's outputs at a step: with its condition, and under guidance without it."""
 
-    def __init__(self, model: Model, variance_type: str, model_kwargs: Mapping[str, Any] | None, steering: Steering):
+    def __init__(
+        self,
+        model: Model,
+        variance_type: str,
+        model_kwargs: Mapping[str, Any] | None,
+        steering: Steering,
+        self_condition: str | None = None,
+    ):
         self.model, self.variance_type, self.stacked = model, variance_type, steering.stacked
+        self.self_condition = self_condition
         self.kwargs = dict(model_kwargs or {})
         self.uncond = None if steering.uncond_kwargs is None else self.kwargs | dict(steering.uncond_kwargs)
         if self.stacked and self.uncond is not None:
             self.both = {name: _stacked(name, self.kwargs.get(name), value) for name, value in self.uncond.items()}
 
-    def __call__(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, x: Tensor, t: Tensor, estimate: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         if self.uncond is None:
-            return call_model(self.model, x, t, self.kwargs, self.variance_type), None
+            return self._output(x, t, self.kwargs, estimate), None
         if self.stacked:
-            output = call_model(self.model, torch.cat((x, x)), torch.cat((t, t)), self.both, self.variance_type)
+            estimate = None if estimate is None else torch.cat((estimate, estimate))
+            output = self._output(torch.cat((x, x)), torch.cat((t, t)), self.both, estimate)
             return output[: len(x)], output[len(x) :]
-        output = call_model(self.model, x, t.clone(), self.kwargs, self.variance_type)  # it may change its t
-        return output, call_model(self.model, x, t, self.uncond, self.variance_type)
+        output = self._output(x, t.clone(), self.kwargs, estimate)  # it may change its t
+        return output, self._output(x, t, self.uncond, estimate)
+
+    def _output(self, x: Tensor, t: Tensor, kwargs: Mapping[str, Any], estimate: Tensor | None) -> Tensor:
+        return call_model(self.model, x, t, with_estimate(kwargs, self.self_condition, estimate), self.variance_type)
 
 
 def _stacked(name: str, cond: Any, uncond: Any) -> Any:
@@ -139,6 +151,7 @@ class SamplingLoop:
         batch, device, dtype: how many samples, where, and theirs.
         first: how many of the first rows are left out.
         number: the number of the rows' first step, which its noise goes by.
+        self_condition: the model's argument for the last step's x_0_hat; None for none.
     """
 
     def __init__(
@@ -151,9 +164,10 @@ class SamplingLoop:
         dtype: torch.dtype,
         first: int = 0,
         number: int = 0,
+        self_condition: str | None = None,
     ):
         self.rows, self.model, self.steering = rows, model, steering
-        self.first, self.number = first, number
+        self.first, self.number, self.self_condition = first, number, self_condition
         self.where = (device, torch.float64 if dtype is torch.float64 else torch.float32)
         self.composes, self.scale = steering.composes, None
         if steering.guidance_scale is not None:
@@ -176,7 +190,11 @@ class SamplingLoop:
         return made
 
     def outputs(self, model_kwargs: Mapping[str, Any] | None) -> Outputs:
-        return Outputs(self.model, self.rows.variance_type, model_kwargs, self.steering)
+        return Outputs(self.model, self.rows.variance_type, model_kwargs, self.steering, self.self_condition)
+
+    def history(self, x: Tensor) -> History:
+        """What the first step finds of earlier ones: what no row reads yet, and behind it the model's estimate, zeros."""
+        return [x] * self.rows.history + ([torch.zeros_like(x)] if self.self_condition else [])
 
     def keys(self, key: Tensor) -> tuple[Tensor, ...]:
         """By row, the key at the row's step."""
@@ -212,7 +230,7 @@ class SamplingLoop:
         rows, outputs, index = self.rows, self.outputs(model_kwargs), self.rows.indices_on(x.device).unbind()
         noise_at = self._noise_at(noise)
         ts = rows.timesteps_on(x.device)[:, None].repeat(1, len(x)).unbind()  # a copy: a model may change its t
-        history = [x] * rows.history  # no row reads more than there is by then
+        history = self.history(x)
         for i in tqdm(range(len(rows) - 1 - self.first, -1, -1), desc="sampling", unit="step", disable=not progress):
             x, x_0, history = self.step(outputs, x, ts[i], index[i], noise_at(x, i), history, edit is not None)
             if edit is not None:
@@ -226,15 +244,17 @@ class SamplingLoop:
     ) -> tuple[Tensor, Tensor, History]:
         """(x_prev, x_0_hat where it is wanted, the next step's history)"""
         keeps, scale, bound, shift = self.rows.keeps, self.scale, None, None
-        output, uncond = outputs(x, t.clone() if self.composes else t)
+        history, estimate = history[: self.rows.history], history[self.rows.history :]
+        output, uncond = outputs(x, t.clone() if self.composes else t, *estimate)
         if self.composes:
             output, bound, shift = self._steered(output, uncond, x, t, index, outputs.kwargs)
             uncond = scale = None
-        given = (return_x_0 or self.carries_x_0, uncond, scale, bound, history, keeps)
+        given = (return_x_0 or self.carries_x_0 or bool(estimate), uncond, scale, bound, history, keeps)
         x_prev, x_0, kept = ops.reverse_step(output, x, noise, index, self.table, *given)
         if shift is not None:
             x_prev = ops.noising(x_prev, shift, index, self.tables[_to_mean])
-        return x_prev, x_0, [kept if keeps else x_0, *history[:-1]] if history else history
+        carried = [kept if keeps else x_0, *history[:-1]] if history else []
+        return x_prev, x_0, carried + [x_0] * len(estimate)
 
     def _steered(
         self, output: Tensor, uncond: Tensor | None, x: Tensor, t: Tensor, index: Tensor, kwargs: Mapping[str, Any]
@@ -365,11 +385,11 @@ def _to_x_0(rows: StepRows) -> Tensor:
 
 def _to_score(rows: StepRows) -> Tensor:
     """The output whose eps_hat is b times the gradient less: x_0_hat is b^2 / a more."""
-    a_2 = rows.levels()
-    moved = (1 - a_2) / (a_2.sqrt() * rows.columns.p_o)
+    a, b = rows.levels()
+    moved = b**2 / (a * rows.columns.p_o)
     if not bool(moved.isfinite().all()):
         raise ValueError("cond_fn: expected a sampler whose every step begins with some noise and some of x_0, got one without")
-    return pack(NoisingRow(torch.ones_like(a_2), moved))
+    return pack(NoisingRow(torch.ones_like(a), moved))
 
 
 def _to_mean(rows: StepRows) -> Tensor:
@@ -383,8 +403,7 @@ def _exponent(rows: StepRows) -> Tensor:
 
 def _level_behind(rows: StepRows) -> Tensor:
     """x_t of x_0 and noise, at the level that each row ends at: that of the row after it, and after row 0 without noise."""
-    a_2 = rows.levels()
-    if a_2[0] == 1 or bool((a_2[1:] > a_2[:-1]).any()):
+    a, b = rows.levels()
+    if b[0] == 0 or bool((b[1:] / a[1:] < b[:-1] / a[:-1]).any()):
         raise ValueError("inpaint: expected a sampler that walks towards less noise, got one that walks towards more")
-    a_2 = torch.cat((torch.ones_like(a_2[:1]), a_2[:-1]))
-    return pack(NoisingRow(a_2.sqrt(), (1 - a_2).sqrt()))
+    return pack(NoisingRow(torch.cat((torch.ones_like(a[:1]), a[:-1])), torch.cat((torch.zeros_like(b[:1]), b[:-1]))))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .checks import check_one_of, describe
 from .conversions import openai_timesteps, tables_of, told
-from .tables import Tables
+from .process import Process
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "previous")
 FIXED_VARIANCE_TYPES = ("fixed_small", "fixed_large")
@@ -23,7 +23,7 @@ FIRST_VARIANCES = ("posterior", "beta")
 SPACINGS = ("leading", "trailing", "linspace")
 
 
-class NoiseSchedule(Tables):
+class NoiseSchedule(Process):
     """The noise schedule of a discrete-time diffusion: what each step adds, and the tables that follow.
 
     Make one with `linear`, `cosine`, `sigmoid`, `scaled_linear`, `from_betas` or `from_alphas_cumprod`, or of another library's
@@ -37,9 +37,14 @@ class NoiseSchedule(Tables):
         timesteps: int64 `[T]`, the timestep that the network is given at each index; 0..T-1 unless respaced.
     """
 
+    prediction_types = PREDICTION_TYPES
+    sampler = "ddpm"
+    is_chain = True
+
     def __init__(self, betas: Tensor, alphas_cumprod: Tensor, timesteps: Tensor):
         super().__init__(betas, alphas_cumprod, timesteps)
         self.betas, self.alphas_cumprod, self.timesteps = betas, alphas_cumprod, timesteps
+        self.levels = alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
         self.alphas = 1 - betas
         self.alphas_cumprod_prev = torch.cat((torch.ones(1, dtype=torch.float64, device="cpu"), alphas_cumprod[:-1]))
         self.posterior_variance = betas * (1 - self.alphas_cumprod_prev) / (1 - alphas_cumprod)
@@ -49,9 +54,6 @@ class NoiseSchedule(Tables):
         self.is_respaced = not torch.equal(timesteps, torch.arange(len(betas), device="cpu"))
         self.last_alpha_cumprod = float(alphas_cumprod[-1])
         self.has_zero_terminal_snr = self.last_alpha_cumprod == 0
-
-    def __len__(self) -> int:
-        return self.num_timesteps
 
     def __repr__(self) -> str:
         first, last = float(self.betas[0]), float(self.betas[-1])
@@ -234,8 +236,7 @@ class NoiseSchedule(Tables):
         check_one_of("prediction_type", prediction_type, PREDICTION_TYPES[:3])
         _check_positive("gamma", gamma)
         self.check_prediction(prediction_type)
-        divisor = {"epsilon": self.snr, "sample": torch.ones_like(self.snr), "v_prediction": self.snr + 1}
-        return self.snr.clamp(max=gamma) / divisor[prediction_type]
+        return self.min_snr_weights_at(*self.levels, prediction_type, gamma)
 
     def variance(self, variance_type: str) -> Tensor:
         """sigma^2 of the reverse step, float64 `[T]`: fixed_small beta~ (0 at index 0), fixed_large [beta~_2, beta_2, ..]."""
@@ -246,7 +247,7 @@ class NoiseSchedule(Tables):
 
     def check_prediction(self, prediction_type: str) -> None:
         """Refuses what cannot work: x_0 does not follow from epsilon where abar is 0."""
-        check_one_of("prediction_type", prediction_type, PREDICTION_TYPES)
+        super().check_prediction(prediction_type)
         if prediction_type == "epsilon" and self.has_zero_terminal_snr:
             raise ValueError(
                 "prediction_type: expected 'v_prediction' or 'sample' on a schedule of zero terminal SNR, got 'epsilon' "

@@ -103,7 +103,7 @@ def hybrid_loss(
     index = _checked(model_output, x_0, x_t, t, schedule, prediction_type, variance_type, cdf)
     check_reduction(reduction)
     given, noise = _hybrid_noise(x_0, x_t, noise, prediction_type)
-    name = check_weight(weight, prediction_type, schedule, x_0)
+    name = check_weight(weight, prediction_type, len(schedule), x_0)
     dtype = arithmetic(model_output)
     rows = vlb_rows(schedule, prediction_type, variance_type, clip_denoised, first_variance, name, x_0.device, dtype)
     rows = weighted(rows, weight)

@@ -10,7 +10,9 @@ from helpers import same_bits, values
 from recorded_graphs import recorded
 
 from fastddpm import GaussianDiffusion, LossSecondMoment, NoiseSchedule, advance, graphs, noise_key
+from fastddpm.densities import LogitNormal
 from fastddpm.graphs import NOT_REPLAYED, GraphedSampler, GraphedTrainingStep
+from fastddpm.optim import AdamW
 from fastddpm.samplers import SAMPLERS
 
 SHAPE = (4, 3, 8, 8)
@@ -74,19 +76,42 @@ class Run:
             key = self.key[: len(x_0)].clone()
             loss = self.diffusion.training_loss(self.model, x_0, key, kwargs, t_sampler=self.t_sampler)
         loss.backward()
+        self.update()
+        advance(self.key)
+        return loss.detach()
+
+    def update(self):
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 0.5)
         self.optimizer.step()
         with torch.no_grad():
             for mine, theirs in zip(self.average.parameters(), self.model.parameters(), strict=True):
                 mine.lerp_(theirs, 1 - 0.9)
-        advance(self.key)
-        return loss.detach()
 
     def state(self):
         moments = [x for state in self.optimizer.state.values() for x in state.values()]
         kept = [] if self.t_sampler is None else [x.clone() for x in self.t_sampler.state_dict().values()]
         modules = [x.detach().clone() for m in (self.model, self.average) for x in m.state_dict().values()]
         return [*modules, *(x.clone() for x in moments), self.key.clone(), *kept, torch.rand(3, device=self.device)]
+
+
+class OwnRun(Run):
+    """With fastddpm's optimizer, which clips and averages."""
+
+    def __init__(self, lane):
+        super().__init__(lane)
+        self.average = None
+        lr = torch.tensor(1e-2, device=self.device)
+        self.optimizer = AdamW(self.model.parameters(), lr, max_grad_norm=0.5, ema_decay=0.9)
+
+    def step(self, **options):
+        return super().step(average=None, clip_norm=None, **options)
+
+    def update(self):
+        self.optimizer.step()
+
+    def state(self):
+        self.average = torch.nn.ParameterList(self.optimizer.average.tensors)
+        return [*super().state(), self.optimizer._parts.steps.clone()]
 
 
 def batches(run, sizes=(4,) * 6, labels=False):
@@ -124,6 +149,19 @@ def test_a_training_run_is_the_plain_loops(lane, labels, importance, autocast):
         assert step._graph.graph.replays == 6
 
 
+def test_a_training_run_with_every_option_is_the_plain_loops(lane):
+    options = {"offset_noise": 0.1, "input_perturbation": 0.1, "self_condition": "shift", "density": LogitNormal()}
+    states = []
+    for run in (Run(lane), Run(lane)):
+        run.diffusion = GaussianDiffusion(NoiseSchedule.linear(1000), "v_prediction", **options)
+        run.model.register_forward_pre_hook(lambda _, given, own: ((given[0] + own["shift"], given[1]), {}), with_kwargs=True)
+        call = run.plain if states else run.step(autocast=torch.bfloat16)
+        torch.manual_seed(1)
+        losses = [call(x_0, None, torch.bfloat16) if states else call(x_0) for x_0, _ in batches(run)]
+        states.append([*losses, *run.state()])
+    assert all_same(*states)
+
+
 def test_a_batch_of_another_size_runs_uncaptured_and_says_so_once(lane):
     """As smaller last batches do; the ones after it are replayed again."""
     mine, plain, sizes = Run(lane), Run(lane), (4, 4, 3, 4, 2, 4)
@@ -152,9 +190,31 @@ def test_gradients_lie_still_after_a_capture(lane):
     assert seen[0] and all(here == seen[0] for here in seen)
 
 
-def test_a_loaded_optimizer_state_is_captured_anew(lane):
+@pytest.mark.filterwarnings("ignore:uncaptured")
+def test_fastddpms_own_optimizer(lane):
+    """A graph's gradients, moments and averages lie still; batches that it does not take go through the same ones."""
+    mine, plain, sizes = OwnRun(lane), OwnRun(lane), (4, 4, 3, 4)
+    step, seen = mine.step(), []
+    torch.manual_seed(1)
+    got = []
+    for batch in batches(mine, sizes):
+        got.append(step(*batch))
+        seen.append([x.grad.data_ptr() for x in mine.model.parameters() if x.grad is not None])
+    state = mine.state()
+    torch.manual_seed(1)
+    assert all_same(got, [plain.plain(*batch) for batch in batches(plain, sizes)]) and all_same(state, plain.state())
+    if lane != "uncaptured":
+        assert all(here == seen[0] for here in seen)
+    with pytest.raises(ValueError, match="clip_norm: expected None, since the optimizer clips"):
+        Run.step(mine, average=None)
+    with pytest.raises(ValueError, match="average: expected None, since the optimizer has one"):
+        Run.step(mine, average=copy.deepcopy(mine.model))
+
+
+@pytest.mark.parametrize("kind", [Run, OwnRun])
+def test_a_loaded_optimizer_state_is_captured_anew(lane, kind):
     """Its moments are other tensors than those that a graph knows."""
-    mine, plain = Run(lane), Run(lane)
+    mine, plain = kind(lane), kind(lane)
     step = mine.step()
     for run, call in ((mine, step), (plain, plain.plain)):
         torch.manual_seed(1)
@@ -286,6 +346,21 @@ def test_what_composes_outside_the_step_is_captured_too(lane, whole):
     sampler = GraphedSampler(diffusion, model, SHAPE, device=device, whole=whole, **steered)
     for seed in (1, 2):
         assert same_bits(sampler(seed), diffusion.sample(model, SHAPE, seed=seed, device=device, progress=False, **steered))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("name", ["ddpm", "unipc_2"])
+def test_a_models_own_estimate_is_captured_too(lane, whole, name):
+    """A second call begins without the first one's."""
+    diffusion = GaussianDiffusion(NoiseSchedule.linear(12), self_condition="estimate")
+
+    def model(x, t, estimate):
+        return half(x, t) + 0.3 * estimate
+
+    sampler = GraphedSampler(diffusion, model, SHAPE, name, 5, device=device_of(lane), whole=whole)
+    for seed in (1, 2):
+        wanted = diffusion.sample(model, SHAPE, name, 5, seed=seed, device=device_of(lane), progress=False)
+        assert same_bits(sampler(seed), wanted)
 
 
 @pytest.mark.parametrize("name", NOT_REPLAYED)

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fastddpm import STREAMS, NoiseSchedule, advance, noise_key, q_sample, randn, timesteps
+from fastddpm.noise import with_stream
 from fastddpm.reference import philox
 
 ROOT = Path(__file__).parents[1]
@@ -68,6 +69,16 @@ def test_known_normals_as_bits(key, expected):
     key, expected = noise_key(**key), expected.split()
     assert bits(randn(key, (1, len(expected)))) == expected
     assert bits(philox.normals(key, len(expected))) == expected
+
+
+OF_STREAMS = re.findall(r'^\| "(\w+)" \| `([ \da-f]+)` \|$', (ROOT / "docs" / "noise.md").read_text(), re.M)
+
+
+@pytest.mark.parametrize(("stream", "expected"), OF_STREAMS)
+def test_known_normals_of_streams(stream, expected):
+    key = noise_key(3, 7, 1, stream=stream)
+    assert bits(randn(key, (1, 4))) == expected.split()
+    assert torch.equal(with_stream(noise_key(3, 7, 1, stream="user_2"), stream), key)
 
 
 # ---- accuracy ----
@@ -266,10 +277,10 @@ def test_seeds_are_taken_modulo_2_to_the_64():
 
 
 def test_streams_are_numbered_as_published():
-    """By the table of docs/noise.md, which names every stream but the spare one; no name means training."""
+    """By the table of docs/noise.md; no name means training."""
     rows = re.findall(r'^\| (\d+) \| "(\w+)" \|', (ROOT / "docs" / "noise.md").read_text(), re.M)
     assert {name: int(number) for number, name in rows} == STREAMS
-    assert sorted(STREAMS.values()) == [n for n in range(16) if n != 13]
+    assert sorted(STREAMS.values()) == list(range(16))
     for name, number in STREAMS.items():
         assert torch.equal(noise_key(4, 5, 3, stream=name), noise_key(4, 5, 3, stream=number))
     assert torch.equal(noise_key(4, 5, 3), noise_key(4, 5, 3, stream="training"))

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from ..checks import as_int, check_one_of, describe
+from ..process import Process, Target, karras, target_of
 from ..schedule import NoiseSchedule
 
 FINAL_SIGMAS = ("zero", "sigma_min")
 
 
 class Levels(NamedTuple):
-    """The levels sigma = b / a of x = a x_0 + b eps (a^2 + b^2 = 1) that a sampler visits, the noisiest first.
+    """The levels sigma = b / a of x = a x_0 + b eps that a sampler visits, the noisiest first.
 
     A sampler takes Levels in place of a schedule: a grid of one's own, of discrete timesteps or not.
     """
@@ -23,26 +24,48 @@ class Levels(NamedTuple):
     """`[S]`, int64 or float32: what the network is given at each level but the last."""
     sigmas: Tensor
     """float64 `[S + 1]`, descending; inf where nothing of x_0 is left, 0 where nothing but x_0 is."""
+    signals: Tensor | None = None
+    """a, float64 `[S + 1]` (b is sigma a; 1 where sigma is inf); None where a^2 + b^2 = 1."""
+    process: Process | None = None
+    """Of which the targets and `is_rectified` are; None for a chain's."""
 
     @property
     def sigma(self) -> Tensor:
         return self.sigmas[:-1]
 
     @property
+    def all_a(self) -> Tensor:
+        return (1 + self.sigmas**2).rsqrt() if self.signals is None else self.signals
+
+    @property
+    def all_b(self) -> Tensor:
+        preserving = (1 + self.sigmas**-2.0).rsqrt()
+        return preserving if self.signals is None else torch.where(self.sigmas.isinf(), 1.0, self.sigmas * self.signals)
+
+    @property
     def a(self) -> Tensor:
-        return _signal(self.sigmas[:-1])
+        return self.all_a[:-1]
 
     @property
     def b(self) -> Tensor:
-        return _noise(self.sigmas[:-1])
+        return self.all_b[:-1]
 
     @property
     def a_next(self) -> Tensor:
-        return _signal(self.sigmas[1:])
+        return self.all_a[1:]
 
     @property
     def b_next(self) -> Tensor:
-        return _noise(self.sigmas[1:])
+        return self.all_b[1:]
+
+    @property
+    def scale(self) -> Tensor:
+        """n: x / n goes straight from eps to x_0 as b / n falls from the first level to 0."""
+        return self.a + self.b if self.process is not None and self.process.is_rectified else self.a
+
+    @property
+    def target_of(self) -> Target:
+        return target_of if self.process is None else self.process.target_of
 
     @property
     def ratio(self) -> Tensor:
@@ -57,24 +80,20 @@ class Levels(NamedTuple):
     def visiting(self, index: Sequence[int]) -> "Levels":
         """Some of the levels, or some of them twice."""
         at = torch.tensor(index, device="cpu")
-        return Levels(self.timesteps[at[:-1]], self.sigmas[at])
+        return self._of(self.timesteps[at[:-1]], lambda x: x[at])
 
     def after(self, start: int) -> "Levels":
         """Without the first ones."""
         check_start(start, len(self.timesteps))
-        return Levels(self.timesteps[start:], self.sigmas[start:])
+        return self._of(self.timesteps[start:], lambda x: x[start:])
 
     def reversed(self) -> "Levels":
         """Towards more noise: the network is given the timestep of the level that a step ends at."""
-        return Levels(self.timesteps.flip(0), self.sigmas.flip(0))
+        return self._of(self.timesteps.flip(0), lambda x: x.flip(0))
 
-
-def _signal(sigmas: Tensor) -> Tensor:
-    return (1 + sigmas**2).rsqrt()
-
-
-def _noise(sigmas: Tensor) -> Tensor:
-    return (1 + sigmas**-2.0).rsqrt()
+    def _of(self, timesteps: Tensor, chosen: Callable[[Tensor], Tensor]) -> "Levels":
+        signals = None if self.signals is None else chosen(self.signals)
+        return Levels(timesteps, chosen(self.sigmas), signals, self.process)
 
 
 def check_start(start: object, steps: int) -> None:
@@ -83,7 +102,7 @@ def check_start(start: object, steps: int) -> None:
 
 
 def check_levels(levels: Levels) -> None:
-    timesteps, sigmas = levels
+    timesteps, sigmas, *_ = levels
     if not isinstance(timesteps, Tensor) or timesteps.dim() != 1 or not len(timesteps):
         raise TypeError(f"timesteps: expected int64 or float32 [S] of one step or more, got {describe(timesteps)}")
     if not isinstance(sigmas, Tensor) or sigmas.dtype != torch.float64 or sigmas.shape != (len(timesteps) + 1,):
@@ -196,7 +215,12 @@ def levels_of(
     of_schedule = schedule.snr.rsqrt()
     if spacing == "karras":
         count = None if steps is None else as_int("steps", steps, "an int for spacing 'karras'")
-        sigmas = _karras(of_schedule, len(spaced(len(schedule), count, "trailing", 0, spacings)))
+        steps = len(spaced(len(schedule), count, "trailing", 0, spacings))
+        if of_schedule[-1].isinf():
+            raise ValueError(
+                "spacing: expected another than 'karras' at zero terminal SNR (sigma is infinite there), got 'karras'"
+            )
+        sigmas = karras(float(of_schedule[-1]), float(of_schedule[0]), steps)
         t = _timesteps_at(of_schedule, sigmas)
         t = t if fractional else t.round()
     else:
@@ -213,18 +237,6 @@ def _between(table: Tensor, t: Tensor) -> Tensor:
     low = t.long()
     weight, high = t - low, (low + 1).clamp(max=len(table) - 1)
     return torch.where(weight > 0, table[low] + weight * (table[high] - table[low]), table[low])
-
-
-def _karras(of_schedule: Tensor, steps: int, rho: float = 7.0) -> Tensor:
-    """Karras et al. 2022, equation 5, between the schedule's ends."""
-    low, high = of_schedule[0] ** (1 / rho), of_schedule[-1] ** (1 / rho)
-    if high.isinf():
-        raise ValueError("spacing: expected another than 'karras' at zero terminal SNR (sigma is infinite there), got 'karras'")
-    ramp = _count(steps) / max(steps - 1, 1)
-    sigmas = (high + ramp * (low - high)) ** rho
-    sigmas[-1] = of_schedule[0]  # the ends themselves, not their roots' powers
-    sigmas[0] = of_schedule[-1]
-    return sigmas
 
 
 def _timesteps_at(of_schedule: Tensor, sigmas: Tensor) -> Tensor:

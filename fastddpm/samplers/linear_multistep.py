@@ -29,7 +29,7 @@ def lms(at: Levels, order: int = 4) -> Columns:
         w[n, : len(nodes)] = _integrals(nodes, s, s_next)
         w[n, :1] -= s_next - s if len(nodes) else 0
     w *= at.a_next[:, None]
-    return {**straight(at), "k_e": w[:, 0], **_of_history(w, at), **keeping(at)}
+    return {**straight(at), "k_e": w[:, 0], **_of_history(w, at), **keeping(at, at.a)}
 
 
 def _of_history(w: Tensor, at: Levels) -> Columns:
@@ -53,7 +53,8 @@ def _integrals(nodes: Tensor, low: Tensor, high: Tensor) -> Tensor:
     final_sigmas_type="sigma_min",
     prediction_types=("epsilon",),
     takes_edits=False,
-    visits=lambda steps: [0, *range(1, min(steps, 2)), *range(1, steps + 1)],
+    of_chain=True,
+    visits=lambda at: at.visiting([0, *range(1, min(len(at.sigma), 2)), *range(1, len(at.sigmas))]),
 )
 def plms(at: Levels) -> Columns:
     """Pseudo linear multistep (Liu et al. 2022, PNDM, equation 12), begun by a step of Heun's kind: S + 1 rows.
@@ -64,7 +65,7 @@ def plms(at: Levels) -> Columns:
     shift = at.a_next / at.a
     slope = at.b_next - shift * at.b
     w = slope[:, None] * torch.tensor([_at_row(n) for n in range(len(slope))], dtype=torch.float64, device="cpu")
-    k_x, kept = shift.clone(), keeping(at)
+    k_x, kept = shift.clone(), keeping(at, at.a)
     if len(w) > 1:
         half = slope[0] / 2
         w[1, :2] = torch.stack((half, -half))

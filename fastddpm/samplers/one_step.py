@@ -3,8 +3,12 @@
 x_prev = k_x x + k_0 x_0_hat + k_e eps_hat + k_h1 h_1 + sigma z, from the level x = a x_0 + b eps to a', b'; s = b / a.
 """
 
-import torch
+import math
 
+import torch
+from torch import Tensor
+
+from ..edm import EDM
 from .levels import CONSISTENCY, Levels
 from .sampler import Columns, sampler
 
@@ -24,10 +28,10 @@ def ancestral(at: Levels) -> Columns:
     }
 
 
-def keeping(at: Levels) -> Columns:
-    """s eps_hat = x / a - x_0_hat for later steps: of eps_hat = x / b - x_0_hat a / b the roundings would not cancel."""
-    there = at.a > 0
-    return {"c_x": torch.where(there, 1 / at.a, 0.0), "c_0": torch.where(there, -1.0, 0.0).double()}
+def keeping(at: Levels, scale: Tensor) -> Columns:
+    """x / n - x_0_hat for later steps (of a, s eps_hat): of eps_hat = x / b - x_0_hat a / b the roundings would not cancel."""
+    there = scale > 0
+    return {"c_x": torch.where(there, 1 / scale, 0.0), "c_0": torch.where(there, -1.0, 0.0).double()}
 
 
 @sampler(spacing="leading", clip_denoised=True)
@@ -66,23 +70,53 @@ def euler_ancestral(at: Levels) -> Columns:
     return ancestral(at)
 
 
-@sampler(fractional=True, visits=lambda steps: [0, *(n for n in range(1, steps) for _ in range(2)), steps])
-def heun(at: Levels) -> Columns:
-    """Heun's method in s (Karras et al. 2022, algorithm 1 without churn): 2 S - 1 rows, a step's second stage at s' in its own.
+def _stages(at: Levels, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf, s_noise: float = 1.0) -> Levels:
+    """Each step's two levels, the first raised by the churn."""
+    steps = len(at.timesteps)
+    twice = at.visiting([0, *(n for n in range(1, steps) for _ in range(2)), steps])
+    if not s_churn:
+        return twice
+    if not isinstance(at.process, EDM):
+        raise ValueError(f"s_churn: expected 0 but for EDM, whose network is given any sigma, got {s_churn}")
+    if not s_churn > 0 or not s_noise >= 0:
+        raise ValueError(f"s_churn, s_noise: expected 0 or more, got {s_churn} and {s_noise}")
+    sigmas, gamma = twice.sigmas.clone(), min(s_churn / steps, math.sqrt(2) - 1)
+    first = sigmas[::2]
+    first *= 1 + gamma * ((first >= s_tmin) & (first <= s_tmax))
+    return Levels(*at.process.at_sigmas(sigmas), at.process)
+
+
+@sampler(fractional=True, visits=_stages, stream="churn")
+def heun(at: Levels, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf, s_noise: float = 1.0) -> Columns:
+    """Heun's method in s (Karras et al. 2022, algorithm 2): 2 S - 1 rows, a step's second stage at s' in its own.
 
     A step ends at y + (s' - s) (e + e') / 2, y = x / a and e, e' the eps_hats of its stages. The first has made y + (s' - s) e
-    already, so that the second adds (s' - s) (e' - e) / 2.
+    already, so that the second adds (s' - s) (e' - e) / 2. Of rectified flow y is x, s is b, and e the velocity.
+
+    Args:
+        s_churn, s_tmin, s_tmax, s_noise: of `EDM`: before a step from a level between s_tmin and s_tmax it is raised by
+            min(s_churn / S, sqrt(2) - 1) of it, by noise of deviation s_noise (the first step's is in x_T).
     """
-    if bool(at.sigma[0].isinf()):
+    n, time = at.scale, at.b / at.scale
+    if bool(time[0].isinf()):
         raise ValueError(
             "schedule: expected a terminal SNR above 0 for heun (its mean of two slopes has no limit there), got 0"
         )
-    before = torch.cat((at.sigma[:1], at.sigma[:-1]))
-    half = at.a * (at.sigma - before) / 2  # 0 at a first stage: the row before it was at its level too
-    return {**straight(at), "k_e": half, "k_h1": -half / before, **keeping(at)}
+    before, first = torch.cat((time[:1], time[:-1])), straight(at)
+    second = torch.arange(len(time), device="cpu") % 2 == 1
+    half = torch.where(second, at.a_next / at.a * n * (time - before) / 2, 0.0)
+    return {
+        "k_x": torch.where(second, at.a_next / at.a, first["k_x"]),
+        # the slope is (x / n - x_0_hat) / (b / n) = eps_hat + x_0_hat (a - n) / b
+        "k_0": torch.where(second, half * (at.a - n) / at.b, first["k_0"]),
+        "k_e": half,
+        "k_h1": -half / before,
+        "sigma": s_noise * at.a_next * (at.sigmas[1:] ** 2 - at.sigma**2).clamp(min=0).sqrt(),
+        **keeping(at, n),
+    }
 
 
-@sampler(spacing="lcm", spacings=CONSISTENCY)
+@sampler(spacing="lcm", spacings=CONSISTENCY, of_chain=True)
 def lcm(at: Levels, timestep_scaling: float = 10.0) -> Columns:
     """Luo et al. 2023 (latent consistency models), algorithm 3: x' = a' (c_skip x + c_out x_0_hat) + b' z.
 

@@ -1,15 +1,15 @@
 """What all samplers share: a formula over levels, its peer's defaults, and the x_0_hat of each prediction type."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..checks import check_one_of
-from ..coefficients import epsilon_of, x_0_of
-from ..schedule import PREDICTION_TYPES, NoiseSchedule, check_schedule
+from ..process import Process, check_process, epsilon_of, x_0_of
+from ..schedule import PREDICTION_TYPES, NoiseSchedule
 from .levels import EVEN, Levels, Spacing, check_levels, levels_of
 from .step_rows import StepRows
 
@@ -26,10 +26,12 @@ class Sampler:
         spacing, clip_denoised, final_sigmas_type: the defaults, those of diffusers' scheduler.
         spacings: what a spacing's name means, beside "karras".
         fractional: whether the network may be given timesteps between the whole ones.
-        visits: S to the levels that the rows begin at, where not each once; the last is where the last row ends.
+        visits: Levels and the options to those that the rows begin at, where not each once; the last row ends at the last.
         inverse: walks towards more noise.
-        prediction_types: of the network.
+        prediction_types: of the network; None for all that the process has.
         takes_edits: see `StepRows`.
+        of_chain: only for a chain's levels.
+        stream: of its steps' noise.
     """
 
     def __init__(
@@ -40,12 +42,14 @@ class Sampler:
         final_sigmas_type: str = "zero",
         spacings: Mapping[str, Spacing] = EVEN,
         fractional: bool = False,
-        visits: Callable[[int], Sequence[int]] | None = None,
+        visits: Callable[..., Levels] | None = None,
         inverse: bool = False,
-        prediction_types: tuple[str, ...] = PREDICTION_TYPES[:3],
+        prediction_types: tuple[str, ...] | None = None,
         takes_edits: bool = True,
+        of_chain: bool = False,
+        stream: str = "reverse",
     ):
-        self.takes_edits = takes_edits
+        self.takes_edits, self.of_chain, self.stream = takes_edits, of_chain, stream
         self.formula, self.visits, self.inverse, self.prediction_types = formula, visits, inverse, prediction_types
         self.spacing, self.clip_denoised, self.final_sigmas_type = spacing, clip_denoised, final_sigmas_type
         self.spacings, self.fractional = spacings, fractional
@@ -56,8 +60,8 @@ class Sampler:
 
     def __call__(
         self,
-        schedule: NoiseSchedule | Levels,
-        prediction_type: str = "epsilon",
+        schedule: Process | Levels,
+        prediction_type: str | None = None,
         variance_type: str = "fixed_small",
         clip_denoised: bool | None = None,
         clip_range: float = 1.0,
@@ -71,15 +75,18 @@ class Sampler:
         """The rows.
 
         Args:
-            schedule: the chain; or the Levels to walk, for which steps to final_sigmas_type are not read.
-            prediction_type: "epsilon", "sample" or "v_prediction".
+            schedule: the process; or the Levels to walk, for which steps to final_sigmas_type are not read.
+            prediction_type: "epsilon", "sample" or "v_prediction"; of another process than a chain one of its own. None for the
+                process's default, "epsilon" of a chain.
             variance_type: of the network: "learned" and "learned_range" mean that its output has variance channels, of which
                 only `ddpm` makes use.
-            clip_denoised: clamp x_0_hat to [-clip_range, clip_range]; None for the sampler's own default.
+            clip_denoised: clamp x_0_hat to [-clip_range, clip_range]; None for the sampler's own default (of other processes
+                than a chain False).
             clip_range: that bound.
             steps: S, or a list of timesteps that falls; None for all.
             spacing: which S timesteps: "leading", "trailing" or "linspace", as this sampler's scheduler in diffusers reads the
-                name; or "karras" (Karras et al. 2022, eq. 5), S levels between the schedule's ends. None for the default.
+                name; or "karras" (Karras et al. 2022, eq. 5), S levels between the schedule's ends. None for the default. Other
+                processes than a chain have their own (`walk`), the last three of these arguments have no meaning for them.
             steps_offset: added to the timesteps of "leading".
             final_sigmas_type: where the last step ends: "zero", without noise, or "sigma_min", at the schedule's first level.
             start: how many of the first steps are left out: the sampler begins at a later level, without history.
@@ -88,24 +95,44 @@ class Sampler:
         Raises:
             TypeError, ValueError: an argument of a wrong type, an unknown name, or what does not go together, named.
         """
-        check_one_of("prediction_type", prediction_type, self.prediction_types)
-        clip = self.clip_denoised if clip_denoised is None else clip_denoised
-        bound = check_clip(clip, clip_range)
         if not isinstance(schedule, Levels):
-            check_schedule(schedule)
-            schedule.check_prediction(prediction_type)
+            check_process(schedule)
+        process = schedule.process if isinstance(schedule, Levels) else schedule
+        prediction_type = self._checked(process, prediction_type)
+        clip = (self.clip_denoised and _is_chain(process)) if clip_denoised is None else clip_denoised
+        bound = check_clip(clip, clip_range)
+        if isinstance(schedule, NoiseSchedule):
             given = (spacing or self.spacing, steps_offset, final_sigmas_type or self.final_sigmas_type)
             schedule = levels_of(schedule, steps, *given, self.spacings, self.fractional)
+        elif isinstance(schedule, Process):
+            schedule = Levels(*schedule.walk(steps, spacing), schedule)
         check_levels(schedule)
         schedule = schedule.after(start)
-        at = schedule if self.visits is None else schedule.visiting(self.visits(len(schedule.timesteps)))
+        at = schedule if self.visits is None else self.visits(schedule, **options)
         at = at.reversed() if self.inverse else at
         _check_prediction(at, prediction_type)
         columns = _without_epsilon(self.formula(at, **options), at, prediction_type, clip)
-        columns["p_x"], columns["p_o"] = x_0_of(at.a, at.b, prediction_type)
+        columns["p_x"], columns["p_o"] = x_0_of(at.a, at.b, prediction_type, at.target_of)
         rows: dict[str, Any] = {name: column.flip(0) for name, column in columns.items()}
-        rows |= {"bound": bound, "takes_edits": self.takes_edits}
-        return StepRows(at.timesteps.flip(0), variance_type, (at.a**2).flip(0), **rows)
+        rows |= {"bound": bound, "takes_edits": self.takes_edits, "noise_levels": None if _is_chain(process) else at.b.flip(0)}
+        made = StepRows(at.timesteps.flip(0), variance_type, (at.a**2).flip(0), **rows)
+        made.stream = self.stream
+        return made
+
+    def _checked(self, process: Process | None, prediction_type: str | None) -> str:
+        """The prediction type, the process's own in place of None."""
+        if self.of_chain and not _is_chain(process):
+            raise TypeError(f"schedule: expected a NoiseSchedule for {self.__name__}, got {type(process).__name__}")
+        types = PREDICTION_TYPES[:3] if process is None or process.is_chain else process.prediction_types
+        prediction_type = prediction_type or types[0]
+        check_one_of("prediction_type", prediction_type, self.prediction_types or types)
+        if process is not None:
+            process.check_prediction(prediction_type)
+        return prediction_type
+
+
+def _is_chain(process: Process | None) -> bool:
+    return process is None or process.is_chain
 
 
 def _without_epsilon(columns: Columns, at: Levels, prediction_type: str, clip: bool) -> Columns:
@@ -117,7 +144,7 @@ def _without_epsilon(columns: Columns, at: Levels, prediction_type: str, clip: b
         k_x, k_0 = k_x + k_e / at.b, k_0 - k_e * at.a / at.b
     elif k_e is not None:
         k_net = k_e
-    e_x, e_o = epsilon_of(at.a, at.b, prediction_type)
+    e_x, e_o = epsilon_of(at.a, at.b, prediction_type, at.target_of)
     return {**columns, "k_x": k_x + k_net * e_x, "k_0": k_0, "k_o": k_net * e_o}
 
 
@@ -138,9 +165,8 @@ def check_clip(clip_denoised: object, clip_range: float) -> float:
 def _check_prediction(at: Levels, prediction_type: str) -> None:
     """Refuses what the network's output does not tell at some level."""
     if prediction_type == "epsilon" and bool(at.sigma.isinf().any()):
-        raise ValueError(
-            "prediction_type: expected 'v_prediction' or 'sample' where sigma is infinite (no x_0 follows there), got 'epsilon'"
-        )
+        others = "'v_prediction' or 'sample'" if at.process is None else "'velocity' or 'sample'"
+        raise ValueError(f"prediction_type: expected {others} where sigma is infinite (no x_0 follows there), got 'epsilon'")
     if prediction_type == "sample" and bool((at.sigma == 0).any()):
         raise ValueError(
             "prediction_type: expected 'epsilon' or 'v_prediction' where a step begins without noise (final_sigmas_type "

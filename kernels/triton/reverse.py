@@ -52,10 +52,10 @@ from .tile import (
     read,
     result,
     row_of,
-    served,
     tile,
     tile_noise,
     tiles_of,
+    unwanted,
     write,
 )
 
@@ -202,7 +202,6 @@ def _launch(tiles, kernel, written, data, index, rows, guidance, bound, learned)
     tiles.launch(kernel, written, data, index, rows, (guidance, bound), (learned, guidance_stride, bound_stride))
 
 
-@served
 def reverse_step(
     model_output, x_t, noise, index, rows, return_x_0,
     uncond_output=None, guidance=None, bound=None, history=None, return_kept=False,
@@ -210,15 +209,20 @@ def reverse_step(
     learned = is_learned(model_output, x_t)
     most = _PER_THREAD[learned] // (2 if learned and uncond_output is not None else 1)
     tiles = tiles_of(x_t, noise, learned=learned, most=most)
-    layout = tiles.layout
-    x_prev, x_0, kept = result(x_t, layout), result(x_t, layout, return_x_0), result(x_t, layout, return_kept)
+    layout, x_prev = tiles.layout, result(x_t, tiles.layout)
+    x_0 = result(x_t, layout) if return_x_0 else None
+    kept = result(x_t, layout) if return_kept else None
     earlier = (*(history or ()), None, None, None)[:3]
     data = (model_output, uncond_output, x_t, *earlier, noise)
     _launch(tiles, reverse_kernel, (x_prev, x_0, kept), data, index, rows, guidance, bound, learned)
-    return like(x_prev, x_t, layout), like(x_0, x_t, layout), like(kept, x_t, layout, 1)
+    no_x_0, no_kept = unwanted(x_t.dtype, x_t.device)
+    return (
+        like(x_prev, x_t, layout),
+        no_x_0 if x_0 is None else like(x_0, x_t, layout),
+        no_kept if kept is None else like(kept, x_t, layout),
+    )
 
 
-@served
 def reverse_step_backward(
     grad_x_prev, grad_x_0, model_output, x_t, noise, index, rows,
     uncond_output=None, guidance=None, bound=None, grad_kept=None,
