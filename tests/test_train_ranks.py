@@ -162,9 +162,9 @@ def signalled(folder, number):
 
 def test_ranks_stop_together_and_one_process_goes_on(tmp_path, whole):
     assert ended(start_ranks(2, signalled, tmp_path, signal.SIGTERM, log=tmp_path / "log")) == [0, 0], log_of(tmp_path)
-    assert log_of(tmp_path).count("Stopped by SIGTERM after step 14, saved") == 1
+    assert log_of(tmp_path).count("Stopped by SIGTERM after step 15, saved") == 1
     state = checkpoint.load(tmp_path / "run", "cpu")
-    assert state["step"] == 14 and len(state["generators"]) == 2
+    assert state["step"] == 15 and len(state["generators"]) == 2
     with threads(1):
         run = resume(tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -78,7 +78,7 @@ class Peer:
     functions: tuple[str, ...] = ()
     """What of their modules the methods call and the replacements do not: "mean_flat", "_WrappedModel.__call__"."""
     update: Callable[[Any], "Patch"] | None = None
-    """What `patch(.., update=True)` does to a trainer's optimizer."""
+    """`patch(.., update=True)` of a trainer: patches its optimizer."""
 
     @property
     def names(self) -> Iterable[str]:
@@ -177,8 +177,7 @@ def apply(obj: Any, known: Callable[[Any], Peer], noise: str, strict: bool, forc
         peer = patches[0].peer
         if peer.update is None:
             raise ValueError(f"update: expected False for {peer.name}, which has no optimizer, got True")
-        patches.append(peer.update(obj))
-        patches[0].parts.append(patches[-1])
+        patches[0].parts.append(peer.update(obj))
     for patch in patches:
         patch.bind()
     return patches[0]

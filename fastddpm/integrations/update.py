@@ -26,7 +26,7 @@ class TakenOver(AdamW):
         for state in self.state.values():
             state.pop("average", None)
         for p, average in averages.items():
-            self.state[p]["average"] = average.detach()
+            self.state[p]["average"] = average
             lay_out(self.state[p], p, True)  # also without a gradient: its average moves
         self.average = Average(self, decay) if averages else None
         self._parts = None
@@ -97,7 +97,7 @@ class Update(Patch):
 
 
 def update(optimizer: Any, does: str, left: tuple[str, ...] = (), why_not: str = "") -> Update:
-    """For a trainer's optimizer.
+    """Patches a trainer's optimizer.
 
     Args:
         does: what its step does, for the summary.
@@ -107,7 +107,9 @@ def update(optimizer: Any, does: str, left: tuple[str, ...] = (), why_not: str =
     cls = type(optimizer)
     why_not = why_not or _unlike(optimizer)
     what, left = ("", (f"step ({why_not})", *left)) if why_not else (f"step: fastddpm.optim.AdamW's, {does}", left)
-    return Update(optimizer, Peer(f"{cls.__module__}.{cls.__qualname__}", cls.__module__, left=left, what=what))
+    patch = Update(optimizer, Peer(f"{cls.__module__}.{cls.__qualname__}", cls.__module__, left=left, what=what))
+    patch.bind()
+    return patch
 
 
 def taken(optimizer: Any) -> TypeGuard[TakenOver]:

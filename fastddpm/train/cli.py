@@ -82,7 +82,9 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_sample)
     parser.add_argument("run", type=Path, metavar="RUN", help="a folder of `fastddpm train`")
     parser.add_argument("-n", type=_positive, metavar="INT", help="how many images (64, or one for each of several seeds)")
-    parser.add_argument("--sampler", type=_sampler, default="ddpm", metavar="NAME", help=f"one of {', '.join(DRAWS)} (ddpm)")
+    parser.add_argument(
+        "--sampler", type=_sampler, metavar="NAME", help=f"one of {', '.join(DRAWS)} (ddpm; of a flow euler, of edm heun)"
+    )
     steps = "steps of the chain to walk (250 of ddpm, 50 of others, or what a shorter chain has)"
     parser.add_argument("--steps", type=_positive, metavar="INT", help=steps)
     spacing = "which ones: leading, trailing, linspace or karras, as docs/samplers.md says (the sampler's own)"

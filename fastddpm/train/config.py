@@ -7,11 +7,21 @@ from typing import Any
 import torch
 
 from ..diffusion import GaussianDiffusion
+from ..edm import EDM
+from ..flow_matching import FlowMatching
 from ..importance import LossSecondMoment
+from ..process import Process
 from ..samplers import SAMPLERS
 from ..schedule import NoiseSchedule
 
 SCHEDULES = {"linear": NoiseSchedule.linear, "cosine": NoiseSchedule.cosine}
+PROCESSES: dict[str, Callable[["TrainConfig"], Process]] = {
+    "flow": lambda config: FlowMatching(config.timesteps),
+    "edm": lambda config: EDM(),
+}
+"""Beside the chain."""
+OF_CHAIN = ("schedule", "prediction", "loss", "variance")
+"""Settings that only it has."""
 LOSSES = ("mse", "hybrid", "kl", "rescaled_kl")
 FIXED_VARIANCES, LEARNED_VARIANCES = ("fixed_small", "fixed_large"), ("learned", "learned_range")
 TIMESTEP_SAMPLINGS = ("uniform", "importance")
@@ -92,6 +102,11 @@ class TrainConfig:
         "0 <= decay < 1",
         lambda value: 0 <= value < 1,
     )
+    process: str = _choice(
+        "ddpm",
+        "ddpm, of which schedule to variance speak; flow (rectified flow of T levels) or edm, which have their own",
+        ("ddpm", *PROCESSES),
+    )
     timesteps: int = _count(1000, "T, the length of the chain")
     schedule: str = _choice("cosine", "linear or cosine", tuple(SCHEDULES))
     prediction: str = _choice(
@@ -159,6 +174,12 @@ class TrainConfig:
             raise UsageError(
                 f"loss: expected hybrid, kl or rescaled_kl with variance {self.variance}, got 'mse', which ignores it"
             )
+        for setting in fields(self) if self.process != "ddpm" else ():
+            value = getattr(self, setting.name)
+            if setting.name in OF_CHAIN and value != setting.default:
+                raise UsageError(f"{setting.name}: expected none with process {self.process}, which has its own, got {value!r}")
+        if self.process == "edm" and self.timestep_sampling != "uniform":
+            raise UsageError(f"timestep_sampling: expected none with process edm, got {self.timestep_sampling!r}")
         needed, drawn = HISTORY * self.timesteps, self.steps * self.batch_size
         if self.timestep_sampling == "importance" and drawn < needed:
             raise UsageError(
@@ -181,6 +202,8 @@ class TrainConfig:
         return asdict(self)
 
     def diffusion(self) -> GaussianDiffusion:
+        if self.process != "ddpm":
+            return GaussianDiffusion(PROCESSES[self.process](self))
         return GaussianDiffusion(SCHEDULES[self.schedule](self.timesteps), self.prediction, self.variance, self.loss)
 
     def t_sampler(self, device: torch.device) -> LossSecondMoment | None:

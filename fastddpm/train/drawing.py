@@ -11,8 +11,8 @@ from . import ranks
 from .config import TrainConfig, UsageError
 from .runs import Run
 
-DDPM_STEPS, STEPS = 250, 50
-"""How many, of ddpm and of others, where none are asked for."""
+DDPM_STEPS, EDM_STEPS, STEPS = 250, 18, 50
+"""How many, of ddpm, of a run of edm and of others, where none are asked for."""
 
 SPACINGS = {"heun": "karras"}
 """Of its own it begins where a cosine schedule's noise is beyond any step's reach (docs/samplers.md)."""
@@ -21,7 +21,7 @@ SPACINGS = {"heun": "karras"}
 def draw(
     run: Run,
     count: int,
-    sampler: str = "ddpm",
+    sampler: str | None = None,
     steps: int | None = None,
     seed: int | Tensor = 0,
     labels: Tensor | None = None,
@@ -37,8 +37,8 @@ def draw(
     Args:
         run: what was trained.
         count: how many. Image i depends on the seed and on i, not on how many are drawn.
-        sampler: a name of `DRAWS`.
-        steps: of the chain to walk. None: 250 of ddpm, 50 of others, or as many as a shorter chain has.
+        sampler: a name of `DRAWS`; None for the process's own.
+        steps: of the chain to walk. None: 250 of ddpm, 50 of others (of edm 18), or as many as a shorter chain has.
         seed: an int, or one seed an image, `[count]`: each image is then the first of its own seed.
         labels: `[count]`, of a class-conditional run. None: image i is of class i modulo their number.
         guidance: scale of classifier-free guidance; None for none.
@@ -62,18 +62,22 @@ def draw(
     return ranks.joint(run.config.diffusion().sample(run.network.to(device), shape, rows, **noise, **options))
 
 
-def rows_of(config: TrainConfig, sampler: str, steps: int | None = None, spacing: str | None = None) -> StepRows:
+def rows_of(config: TrainConfig, sampler: str | None = None, steps: int | None = None, spacing: str | None = None) -> StepRows:
     """The sampler's, for the run's network."""
+    diffusion = config.diffusion()
+    process, is_chain, sampler = diffusion.schedule, config.process == "ddpm", sampler or diffusion.schedule.sampler
     if steps is None:  # some spacings leave one out
-        steps = min(DDPM_STEPS, config.timesteps) if sampler == "ddpm" else max(1, min(STEPS, config.timesteps - 1))
+        usual = EDM_STEPS if config.process == "edm" else STEPS
+        steps = min(DDPM_STEPS, config.timesteps) if sampler == "ddpm" else max(1, min(usual, config.timesteps - 1))
     if not 1 <= steps <= config.timesteps:
         raise UsageError(f"steps: expected 1 .. {config.timesteps}, the run's timesteps, got {steps}")
-    chain, walk = config.diffusion().schedule, {"steps": steps, "spacing": spacing or SPACINGS.get(sampler)}
-    if sampler == "ddpm" and spacing is None:  # the chain that `evaluate` walks
-        chain, walk = chain.respace(steps), {}
+    walk = {"steps": steps, "spacing": spacing or (SPACINGS.get(sampler) if is_chain else None)}
+    if sampler == "ddpm" and is_chain and spacing is None:  # the chain that `evaluate` walks
+        process, walk = process.respace(steps), {}
+    about = (process, diffusion.prediction_type, config.variance, True)
     try:
-        return SAMPLERS[sampler](chain, config.prediction, config.variance, True, **walk, **UNDER_GUIDANCE.get(sampler, {}))
-    except ValueError as error:
+        return SAMPLERS[sampler](*about, **walk, **UNDER_GUIDANCE.get(sampler, {}))
+    except (TypeError, ValueError) as error:
         raise UsageError(f"sampler {sampler} of {steps} steps: {error}") from None
 
 

@@ -134,6 +134,8 @@ def _evaluation(chain: NoiseSchedule, parts: list[_Part]) -> Evaluation:
 
 def walked_chain(config: TrainConfig, steps: int | None) -> NoiseSchedule:
     """The run's chain, or `steps` steps of it."""
+    if config.process != "ddpm":
+        raise UsageError(f"run: expected one of process ddpm, whose chain has a bound, got {config.process}")
     if steps is None:
         return config.diffusion().schedule
     if not 1 <= steps <= config.timesteps:

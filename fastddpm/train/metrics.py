@@ -13,14 +13,15 @@ from .checkpoint import write_atomically
 
 
 class Metrics:
-    """Means of `every` steps' losses. A step only copies its loss into a row on the device; the row is read when full.
+    """Means of `every` steps' losses. A step only copies its loss into a row on the device; the row is read when full. Of
+    several ranks each has its own samples' losses; by the ranks' weights they are the batch's.
 
     Attributes:
         lines: what metrics.jsonl holds. They are part of a checkpoint, so a file that ran ahead of it is put right.
     """
 
-    def __init__(self, path: Path, every: int, device: torch.device):
-        self.path, self.every = path, every
+    def __init__(self, path: Path, every: int, device: torch.device, weight: float = 1.0):
+        self.path, self.every, self.weight = path, every, weight
         self.lines: list[dict[str, float]] = []
         self._losses = torch.zeros(every, device=device)
         self._since, self._since_step = time.perf_counter(), 0
@@ -38,7 +39,7 @@ class Metrics:
 
     def write(self, step: int, batch_size: int) -> dict[str, str]:
         """A line for the steps since the last one, once `step` are made; returns what a progress bar shows of it."""
-        loss = float(self._losses[: (step - 1) % self.every + 1].mean())
+        loss = float(ranks.mean(self._losses[: (step - 1) % self.every + 1].mean(), self.weight))
         now = time.perf_counter()
         speed = (step - self._since_step) * batch_size / (now - self._since)
         self._since, self._since_step = now, step
@@ -49,7 +50,8 @@ class Metrics:
         return {"loss": f"{loss:.4f}", "images/s": f"{speed:.0f}"}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"losses": self._losses, "lines": self.lines}
+        """The same on every rank."""
+        return {"losses": ranks.mean(self._losses, self.weight), "lines": self.lines}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._losses.copy_(state["losses"])

@@ -5,7 +5,7 @@ torchrun --nproc-per-node 2 -m fastddpm train ...
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from datetime import timedelta
 from typing import Any
@@ -54,7 +54,8 @@ def parallel(network: torch.nn.Module, weight: float) -> torch.nn.Module:
     """The network, whose gradients are the ranks' sum, each rank's by its weight."""
     if count() == 1:
         return network
-    parallel = DistributedDataParallel(network, gradient_as_bucket_view=True)
+    # one bucket up to that size: by default the first is a small one, which two processes of one machine only wait for
+    parallel = DistributedDataParallel(network, bucket_cap_mb=25, gradient_as_bucket_view=True)
     parallel.register_comm_hook(weight, _add)
     return parallel
 
@@ -73,13 +74,18 @@ def mean(x: Tensor, weight: float) -> Tensor:
     return x
 
 
-def largest(number: int) -> int:
-    """Of all ranks' numbers, on the host."""
+def largest(number: Callable[[], int]) -> Callable[[], int]:
+    """Of all ranks' numbers, on the host: asked of several now, answered while they do something else."""
     if count() == 1:
         return number
-    x = torch.tensor(number)
-    dist.all_reduce(x, dist.ReduceOp.MAX)
-    return int(x)
+    x = torch.tensor(number())
+    work = dist.all_reduce(x, dist.ReduceOp.MAX, async_op=True)
+
+    def answer() -> int:
+        work.wait()
+        return int(x)
+
+    return answer
 
 
 def of_all(value: Any) -> list[Any]:

@@ -18,9 +18,10 @@ def write_results(trainer: Trainer) -> str:
     text, and why there is no pipeline. All ranks draw and step, rank 0 writes."""
     out, config = trainer.out, trainer.config
     run = Run(trainer.average, config, trainer.classes)
-    images, rows = draw(run, SAMPLES, device=trainer.device), measure_step(trainer)
+    images, rows = draw(run, SAMPLES, device=trainer.device), measure_step(trainer) if config.process == "ddpm" else {}
     threads = f"{torch.get_num_threads()} threads" if trainer.device.type == "cpu" else torch.cuda.get_device_name()
-    table = format_table(rows, f"A training step at batch {trainer.batch_size} ({threads}), medians")
+    title = f"A training step at batch {trainer.batch_size} ({threads}), medians"
+    table = format_table(rows, title) if rows else "No timings beside eager code: those are ddpm's."
     why_not = no_pipeline(config)
     if ranks.rank() > 0:
         return table
@@ -30,5 +31,8 @@ def write_results(trainer: Trainer) -> str:
         save_pipeline(trainer.average, config, out)
     save_loss_plot(trainer.metrics.lines, out / "loss.png")
     save_grid(images, out / "samples.png")
-    save_table(rows, out / "timing.json")
+    if rows:
+        save_table(rows, out / "timing.json")
+    else:
+        (out / "timing.json").unlink(missing_ok=True)
     return f"{table}\n\nThere is no pipeline for diffusers: {why_not}." if why_not else table

@@ -123,7 +123,9 @@ def _average(averages: Iterable[Sequence[Tensor]], params: Sequence[Tensor], rat
 def optimizer(self: Any) -> Update:
     why = _apart(self)
     left = (f"the first average ({why})",) if why else ()
-    return update(self.opt, f"all weights{'' if why else ' and their first average'} in one pass", left)
+    patch = update(self.opt, f"all weights{'' if why else ' and their first average'} in one pass", left)
+    _join(self)
+    return patch
 
 
 def _join(self: Any) -> None:
@@ -140,7 +142,7 @@ def _join(self: Any) -> None:
 
 def _apart(self: Any) -> str:
     """Why the step does not move the first average; "" where it does."""
-    if not self.ema_params:
+    if not self.ema_params or not self.ema_rate:
         return "there is none"
     if getattr(self, "use_fp16", False) and not hasattr(self, "mp_trainer"):
         return "optimize_fp16 averages itself"
