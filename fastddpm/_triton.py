@@ -66,9 +66,9 @@ def serves(device: str) -> str:
 
 def kernel(name: str) -> Callable:
     """The kernel of an op, imported at its first call: triton takes a good part of a second. In an arithmetic other than
-    float32, and where there is nothing to do, the op's reference."""
+    float32, and where there is nothing to do, the op's reference; what works in place decides for itself."""
     run, otherwise = None, getattr(reference, name)
-    names = list(inspect.signature(otherwise).parameters)
+    names = [] if name.endswith("_") else list(inspect.signature(otherwise).parameters)
     rows, x = (names.index(n) if n in names else 0 for n in ("rows", "model_output"))  # a noising's x is its first
 
     def call(*arguments):
