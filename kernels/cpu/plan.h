@@ -138,6 +138,7 @@ struct Kernels {
   void (*box_muller)(const int64_t* words, float* z, int64_t begin, int64_t end);
 };
 
-extern const Kernels kPortable, kAvx2, kAvx512;
+extern const Kernels kPortable, kNeon, kAvx2, kAvx512;
+constexpr const Kernels* kInstructionSets[] = {&kAvx512, &kAvx2, &kNeon, &kPortable};  // the fastest first
 
 }  // namespace fastddpm

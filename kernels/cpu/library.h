@@ -1,8 +1,8 @@
 // The ops (fastddpm/ops.py holds their schemas), but for the losses': each binds its tensors and hands the chunks to threads.
 //
 // On libtorch's stable ABI: one binary for torch >= 2.10. Errors are raised before any thread starts.
+#pragma once
 #include "losses.h"
-#include "module.h"
 
 namespace fastddpm {
 namespace {
