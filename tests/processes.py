@@ -25,7 +25,8 @@ def start_ranks(count, target, *arguments, log=None):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-    return [start(target, *arguments, log=log and f"{log}.{rank}", RANK=str(rank), **common) for rank in range(count)]
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank), **common} for rank in range(count)]
+    return [start(target, *arguments, log=log and f"{log}.{rank}", **mine) for rank, mine in enumerate(ranks)]
 
 
 def ended(processes, timeout=300):

@@ -1,7 +1,12 @@
 """Folders that are not held in memory: decoded by processes as the run goes, the same run as if they were."""
 
+import contextlib
 import os
+import re
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,3 +146,44 @@ def test_a_worker_that_dies_is_told_of(data, tmp_path, from_disk, monkeypatch, c
     told = capsys.readouterr().err.splitlines()[-1]
     assert "fastddpm: data: a process that decodes images died (short of memory?): DataLoader worker (pid" in told
     assert checkpoint.load(out, "cpu")["step"] == 0
+
+
+PROPORTIONAL = r"^Pss:\s+(\d+) kB"
+
+
+def memory_of(process):
+    """MiB of a process and its children, what they share counted once."""
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    total = 0
+    for number in (process, *children):
+        total += int(re.search(PROPORTIONAL, Path(f"/proc/{number}/smaps_rollup").read_text(), re.M)[1])
+    return total / 1024
+
+
+@pytest.mark.slow
+def test_a_folder_of_50000_images_is_not_held_in_memory(tmp_path):
+    """147 MiB of pixels, at 32x32; in the figure are the imports too, which are 310 MiB."""
+    random = np.random.default_rng(0)
+    few = [tmp_path / f"{i}.jpg" for i in range(50)]
+    for path in few:
+        Image.fromarray(random.integers(0, 256, (8, 8, 3), np.uint8)).resize((64, 64)).save(path)
+    images = tmp_path / "images"
+    for i in range(50_000):
+        path = images / f"{i // 1000}" / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.link(few[i % 50], path)
+    settings = ["--steps=100000", "--batch-size=16", "--width=8", "--timesteps=50", "--log-every=5"]
+    command = [sys.executable, "-m", "fastddpm", "train", f"--data={images}", f"--out={tmp_path / 'run'}", *settings]
+    run, metrics, peak = subprocess.Popen(command), tmp_path / "run" / "metrics.jsonl", 0.0
+    try:
+        while not metrics.exists() or metrics.read_text().count("\n") < 10:
+            time.sleep(0.1)
+            assert run.poll() is None
+            with contextlib.suppress(OSError, TypeError):  # a child that ends meanwhile
+                peak = max(peak, memory_of(run.pid))
+        children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    finally:
+        run.kill()
+        run.wait()
+    print(f"{peak:.0f} MiB")
+    assert len(children) == 2 and 100 < peak < 500

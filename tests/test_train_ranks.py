@@ -2,20 +2,27 @@
 
 import json
 import os
+import runpy
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from helpers import threads
+from PIL import Image
 
 pytest.importorskip("diffusers")
 
 from processes import ended, start_ranks
 
+import fastddpm
 from fastddpm.train import TrainConfig, UsageError, checkpoint, cli, ranks, resume, train, trainer
 from fastddpm.train.data import load
 from fastddpm.train.drawing import draw
@@ -37,6 +44,7 @@ CONFIG = TrainConfig(
     checkpoint_every=10,
 )
 CLASSES = tuple("0123456789")
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 class Elementwise(torch.nn.Module):
@@ -177,6 +185,51 @@ def test_the_others_end_when_a_rank_dies(tmp_path):
     first, second = ended(start_ranks(2, signalled, tmp_path, signal.SIGKILL, log=tmp_path / "log"), timeout=60)
     assert second == -signal.SIGKILL and first not in (0, None) and time.monotonic() - start < 60
     assert checkpoint.load(tmp_path / "run", "cpu")["step"] == 10
+
+
+def accelerated(folder):
+    """examples/accelerate_loop.py, for one epoch: its samples' places, step by step, and its losses."""
+    sys.path.insert(0, str(EXAMPLES))
+    os.environ["ACCELERATE_USE_CPU"] = "true"  # as `accelerate launch --cpu` says it
+    places, noise_key = [], fastddpm.noise_key
+
+    def looking(seed, step, count, **options):
+        places.append((step, options["first_sample"], count))
+        return noise_key(seed, step, count, **options)
+
+    fastddpm.noise_key = looking
+    losses = runpy.run_path(str(EXAMPLES / "accelerate_loop.py"))["main"](1)
+    (folder / f"{os.environ['RANK']}.json").write_text(json.dumps([places, losses]))
+
+
+def test_the_processes_of_accelerate_are_ranks(tmp_path):
+    pytest.importorskip("accelerate")
+    assert ended(start_ranks(2, accelerated, tmp_path, log=tmp_path / "log")) == [0, 0], log_of(tmp_path)
+    for rank in range(2):
+        places, losses = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert places == [[step, 64 * rank, 64] for step in range(14)] and losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.slow
+def test_torchrun_trains_evaluates_and_draws(tmp_path):
+    """The command lines themselves, beside those of one process."""
+    settings = ["--data=digits", "--steps=30", "--batch-size=7", "--width=8", "--timesteps=40", "--log-every=1"]
+    alone, several = [sys.executable], [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    for program, name in ((alone, "alone"), (several, "several")):
+        out = str(tmp_path / name)
+        for arguments in (["train", *settings, "--out", out], ["eval", out, "--limit=50", "--steps=9", "--batch-size=8"]):
+            done = subprocess.run([*program, "-m", "fastddpm", *arguments], capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.count("bits/dim") == 1 + (arguments[0] == "eval")  # one rank prints
+    files = [sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("alone", "several")]
+    assert files[0] == files[1] and "samples.png" in files[0]
+    curves, totals = [], []
+    for name in ("alone", "several"):
+        curves.append([json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()])
+        totals.append(json.loads((tmp_path / name / "eval.json").read_text())["total"])
+    assert curves[0] == pytest.approx(curves[1], rel=1e-3) and totals[0] == pytest.approx(totals[1], rel=1e-3)
+    pixels = [np.asarray(Image.open(tmp_path / name / "samples.png")).astype(int) for name in ("alone", "several")]
+    assert abs(pixels[0] - pixels[1]).max() <= 8
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A folder of more images than memory should hold: decoded by processes beside the run, a few batches ahead of it."""
 
+import gc
 import hashlib
 import os
 import warnings
@@ -89,6 +90,7 @@ def channels_first(images: Sequence[np.ndarray]) -> Tensor:
 def _begin(worker: int) -> None:
     """In a group of its own: Ctrl-C, or a SIGTERM to the run's group, is the run's to answer, which saves in peace."""
     os.setpgid(0, 0)
+    gc.freeze()  # a collection would write to the memory that it shares with the run, and so copy it
 
 
 def files_in(folder: str) -> list[str]:
@@ -97,7 +99,7 @@ def files_in(folder: str) -> list[str]:
     paths = [path for path in paths if os.path.splitext(path)[1].lower() in SUFFIXES]
     if not paths:
         raise UsageError(f"data: expected images ({' '.join(SUFFIXES)}) in the folder, got none in '{folder}'")
-    return sorted(paths, key=lambda path: path.split(os.sep))
+    return sorted(paths, key=lambda path: path.replace(os.sep, "\0"))
 
 
 def decode(path: str, size: int, channels: str) -> np.ndarray | None:
