@@ -210,6 +210,13 @@ def test_the_samplers_over_log_snr_and_their_first_step_from_infinity(sampler):
     assert distance(sampler, 80) < distance("euler", 80)
 
 
+def test_the_inverse_leads_to_the_x_T_of_an_image():  # noqa: N802
+    diffusion, x_0 = GaussianDiffusion(FlowMatching()), DATA * values(*SHAPE, **wide)
+    given = {"steps": 400, "progress": False, "dtype": torch.float64, "spacing": "trailing"}
+    got = diffusion.sample(velocity_of(), SHAPE, "ddim_inverse", x_T=x_0, **given)
+    torch.testing.assert_close(got, x_0 / DATA, rtol=0.01, atol=0.01)
+
+
 @pytest.mark.parametrize("sampler", ["euler", "heun"])
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_a_loop_is_that_of_diffusers(sampler, shift):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_one_of
+from ..edm import EDM
 from ..process import Process, check_process, epsilon_of, x_0_of
 from ..schedule import PREDICTION_TYPES, NoiseSchedule
 from .levels import EVEN, Levels, Spacing, check_levels, levels_of
@@ -123,6 +124,8 @@ class Sampler:
         """The prediction type, the process's own in place of None."""
         if self.of_chain and not _is_chain(process):
             raise TypeError(f"schedule: expected a NoiseSchedule for {self.__name__}, got {type(process).__name__}")
+        if self.inverse and isinstance(process, EDM):  # an image is not of the scale that its network is given
+            raise TypeError(f"schedule: expected a NoiseSchedule or FlowMatching for {self.__name__}, got EDM")
         types = PREDICTION_TYPES[:3] if process is None or process.is_chain else process.prediction_types
         prediction_type = prediction_type or types[0]
         check_one_of("prediction_type", prediction_type, self.prediction_types or types)
