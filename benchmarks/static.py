@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import triton
 import triton.backends.nvidia
+from fastddpm.kernels.adamw import adamw_kernel, squares_kernel
 from fastddpm.kernels.keys import advance_kernel, fill_key_kernel, randn_kernel, timesteps_kernel
 from fastddpm.kernels.launcher import FLAGS
 from fastddpm.kernels.mse import mse_kernel, scale_kernel
@@ -33,15 +34,18 @@ TARGETS = {
 CUOBJDUMP = Path(triton.backends.nvidia.__file__).with_name("bin") / "cuobjdump"
 FLOAT32_POINTERS = ("rows_ptr", "loss_ptr", "mse_ptr", "vlb_ptr", "terms_ptr", "shares_ptr", "mse_shares_ptr",
                     "vlb_shares_ptr", "sums_ptr", "upstream_ptr", "mse_upstream_ptr", "vlb_upstream_ptr", "guidance_ptr",
-                    "bound_ptr")  # fmt: skip
+                    "bound_ptr", "sizes_ptr", "steps_ptr", "found_ptr", "norm_ptr", "scale_ptr")  # fmt: skip
+FLOAT64_POINTERS = ("settings_ptr",)
 WIDE_POINTERS = ("out_ptr", "grad_ptr", "grad_out_ptr", "grad_u_ptr")  # with variance channels: of twice the channels
-INT64_POINTERS = ("t_ptr", "next_t_ptr", "key_ptr", "next_noise_ptr")
+INT64_POINTERS = ("t_ptr", "next_t_ptr", "key_ptr", "next_noise_ptr", "weights_ptr", "blocks_ptr")
 STEP_OPTIONS = ("x_0_ptr", "kept_ptr", "u_ptr", "h1_ptr", "h2_ptr", "h3_ptr", "guidance_ptr", "bound_ptr",
                 "grad_x_0_ptr", "grad_kept_ptr", "grad_u_ptr")  # fmt: skip
-FLOATS = ("vlb_weight",)
+FLOATS = ("vlb_weight", "decay", "max_norm")
+KINDS = ("fp32", "bf16", "fp16")
 LOSSES = ("loss_ptr", "mse_ptr", "vlb_ptr")
 UPSTREAMS = ("upstream_ptr", "mse_upstream_ptr", "vlb_upstream_ptr")
-UNALIGNED = ("num_rows", "num_timesteps", "batch", "count", "divisor", "steps", "seed", "subsequence", *FLOATS, *VIEWS)
+UNALIGNED = ("num_rows", "num_timesteps", "batch", "count", "divisor", "steps", "seed", "subsequence", "blocks", "parts",
+             "update_after", *FLOATS, *VIEWS)  # fmt: skip
 
 
 class Variant(NamedTuple):
@@ -76,7 +80,8 @@ class Variant(NamedTuple):
         return {
             "T_STRIDE": 1, "NEXT_T_STRIDE": 1, "UPSTREAM_STRIDE": 0, "MSE_STRIDE": 0, "VLB_STRIDE": 0, "GUIDANCE_STRIDE": 1,
             "BOUND_STRIDE": 1, "LEARNED": self.learned, "TANH": self.tanh, "CHANNELS": self.channels, "BLOCK": self.block,
-            "TILE": self.block,
+            "TILE": self.block, "KIND": KINDS.index(self.data), "KINDS": 1, "ALIGNED": self.aligned, "SHARES": 1024,
+            "AVERAGE": 1, "ZERO": 0, "WARMUP": 0,
         }  # fmt: skip
 
     def _type(self, name: str) -> str | None:
@@ -87,7 +92,8 @@ class Variant(NamedTuple):
         if not name.endswith("_ptr"):
             other = "fp32" if name in FLOATS else "i64" if name in ("seed", "subsequence") else "i32"
             return self.scalars.get(name, other)
-        return "*fp32" if name in FLOAT32_POINTERS else "*i64" if name in INT64_POINTERS else f"*{self.data}"
+        kinds = {"*fp32": FLOAT32_POINTERS, "*fp64": FLOAT64_POINTERS, "*i64": INT64_POINTERS}
+        return next((kind for kind, names in kinds.items() if name in names), f"*{self.data}")
 
     def accesses(self) -> int:
         """How many tensors of x_0's size it must read or write, one of twice the channels being two."""
@@ -139,6 +145,12 @@ def main_variants(data: str) -> dict[str, Variant]:
         f"reverse key {data}": step(reverse_kernel, data=data),
         f"reverse_backward {data}": step(reverse_backward_kernel, data=data, noise=None),
     }
+
+
+def update_variants(data: str) -> dict[str, Variant]:
+    """Of an optimizer's step, its weights of that dtype."""
+    kernels = {"squares": squares_kernel, "adamw": adamw_kernel}
+    return {f"{name} {data}": Variant(kernel, data, block=1024) for name, kernel in kernels.items()}
 
 
 def learned_variants(data: str, channels: int = 0) -> dict[str, Variant]:

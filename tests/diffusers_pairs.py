@@ -52,3 +52,9 @@ def outcome(call, *arguments):
         return call(*arguments)
     except Exception as error:
         return type(error)
+
+
+def noised(each, x, noise, timesteps):
+    """By whatever name."""
+    flow = not hasattr(each, "add_noise")
+    return each.scale_noise(x, timesteps, noise) if flow else each.add_noise(x, noise, timesteps)

@@ -34,7 +34,7 @@ def test_train_resume_sample(tmp_path, data, capsys, monkeypatch):
     left = {"metrics.jsonl", "samples.png", "loss.png", "timing.json", "model_index.json", "unet", "scheduler", checkpoint.NAME}
     assert {path.name for path in run.iterdir()} == left
     output = capsys.readouterr().out
-    assert all(stage in output for stage in ("noising", "network", "loss", "optimizer", "EMA", "total", "1.00x"))
+    assert all(stage in output for stage in ("noising", "network", "loss", "update", "total", "1.00x"))
 
     assert main(["train", "--resume", "--out", str(run), "--steps=6"]) == 0
     assert checkpoint.load(run, "cpu")["step"] == 6

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("sklearn")
 
@@ -49,6 +50,16 @@ def test_parts_of_a_batch_are_the_whole():
 def test_the_pipeline_draws():
     pytest.importorskip("diffusers")
     assert main("patch_diffusers_pipeline")(3).shape == (4, 8, 8, 1)
+
+
+def test_a_flow_trains_and_draws_as_without_the_patch(monkeypatch):
+    pytest.importorskip("diffusers")
+    losses, drawn = main("patch_diffusers_flow")(25)
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+    monkeypatch.setattr("fastddpm.patch", lambda scheduler: None)
+    other_losses, other = main("patch_diffusers_flow")(25)
+    torch.testing.assert_close(torch.tensor(losses), torch.tensor(other_losses), rtol=1e-5, atol=0)
+    torch.testing.assert_close(drawn, other, rtol=0, atol=1e-4)
 
 
 def test_openai_s_sampling_script_draws():

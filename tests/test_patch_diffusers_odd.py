@@ -5,13 +5,14 @@ import inspect
 import numpy as np
 import pytest
 import torch
-from diffusers_pairs import agree, outcome, output_of, pair, walked
+from diffusers_pairs import agree, noised, outcome, output_of, pair, walked
 
 pytest.importorskip("diffusers")
 
 import diffusers
 
 from fastddpm.integrations import diffusers as ours
+from fastddpm.integrations.tables import KEPT
 
 DDPM, DDIM = diffusers.DDPMScheduler, diffusers.DDIMScheduler
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
@@ -107,6 +108,21 @@ def test_an_odd_step_ends_as_the_original_does(case, cls, steps, prediction):
     if wanted.prev_sample.requires_grad:
         for each in (wanted, came):
             each.prev_sample.square().sum().backward()
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("cls", [DDPM, DDIM])
+def test_an_infinity_that_the_original_clips_is_clipped(cls, prediction):
+    plain, patched = pair(cls, prediction_type=prediction)
+    out = OUT.clone()
+    out.view(-1)[:3] = torch.tensor([torch.inf, -torch.inf, torch.nan])
+    for t in plain.timesteps:
+        wanted, came = (each.step(out, t, X, generator=torch.manual_seed(0)) for each in (plain, patched))
+        for one, other in zip(wanted.to_tuple(), came.to_tuple(), strict=True):
+            torch.testing.assert_close(other[one.isfinite()], one[one.isfinite()], rtol=1e-5, atol=1e-5)
+            assert other.view(-1)[2].isnan()
+        finite = wanted.prev_sample.isfinite().view(-1)
+        assert finite[3:].all() and (cls is DDIM or finite[:2].all())
 
 
 def test_a_step_may_return_a_tuple():
@@ -250,6 +266,20 @@ def test_the_same_timesteps_set_again_make_no_table(mode):
         assert patched._fastddpm.tables["step"][-1] is not first
 
 
+def test_loops_that_take_turns_find_their_tables_again():
+    _, patched = pair(DDPM)
+
+    def table(steps):
+        patched.set_timesteps(steps)
+        patched.step(OUT, patched.timesteps[0], X)
+        return patched._fastddpm.tables["step"][-1]
+
+    few, more = table(4), table(6)
+    assert table(4) is few is not more and table(6) is more
+    others = [table(steps) for steps in range(7, 7 + KEPT)]
+    assert table(7) is others[0] and table(4) is not few
+
+
 def test_a_gradient_flows_to_given_variance_noise():
     plain, patched = pair(DDIM)
     noise = Z.clone().requires_grad_()
@@ -262,9 +292,9 @@ def test_a_gradient_flows_to_given_variance_noise():
 def test_under_a_transform_the_original_is_called(name):
     plain, patched = pair(getattr(diffusers, name))
     t = plain.timesteps[:3]
-    grads = [torch.func.grad(lambda x, each=each: each.add_noise(x, Z, t).square().sum())(X) for each in (plain, patched)]
+    grads = [torch.func.grad(lambda x, each=each: noised(each, x, Z, t).square().sum())(X) for each in (plain, patched)]
     assert torch.equal(*grads)
-    patched.add_noise(X, Z, t)
+    noised(patched, X, Z, t)
     assert not patched._fastddpm.fell_back
 
 
@@ -279,7 +309,8 @@ def test_another_default_device_changes_nothing(name):
     for each, device in ((plain, "cpu"), (patched, "meta")):
         generator = {"generator": torch.Generator("cpu").manual_seed(0)} if draws(each) else {}
         with torch.device(device):
-            each.scale_model_input(X, t[0])
-            came.append((each.step(OUT, t[0], X, **generator).prev_sample, each.add_noise(X, Z, t)))
+            if hasattr(each, "scale_model_input"):
+                each.scale_model_input(X, t[0])
+            came.append((each.step(OUT, t[0], X, **generator).prev_sample, noised(each, X, Z, t)))
     torch.testing.assert_close(*came, rtol=1e-4, atol=1e-5)
     assert not patched._fastddpm.fell_back

@@ -98,7 +98,7 @@ def test_timings(run):
         assert stages["total"][column] == pytest.approx(sum(stages[stage][column] for stage in report.STAGES))
     rows = {line.split()[0]: line.split()[1:] for line in run.table.splitlines() if line.endswith("x")}
     assert list(rows) == list(stages)
-    assert [rows[stage][-1] for stage in ("network", "optimizer", "EMA")] == ["1.00x"] * 3
+    assert rows["network"][-1] == "1.00x"
 
 
 def test_timing_leaves_the_run_alone(run):

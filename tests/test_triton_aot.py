@@ -19,6 +19,7 @@ SCALAR_LOADS = 12  # t, the key's two words, up to eight coefficients, the upstr
 STEP_SCALAR_LOADS = 17  # up to twelve coefficients, the sample's guidance and bound
 BOUND_SCALAR_LOADS = 20  # up to sixteen coefficients, two keys
 SUMS = {"runs", "finish", "finish_hybrid"}
+UPDATE = {"squares", "adamw"}
 DIVISIONS = {"mse": 1, "mse_grad": 2, "mse_backward": 1, "vlb": 1, "vlb_grad": 2, "vlb_backward": 1, "hybrid": 2,
              "hybrid_grad": 4, "hybrid_backward": 2, "terms": 2, "finish": 1, "finish_hybrid": 2}  # fmt: skip
 STORED_SCALARS = {"mse": 1, "mse_grad": 1, "vlb": 1, "vlb_grad": 1, "hybrid": 2, "hybrid_grad": 2, "terms": 2,
@@ -49,7 +50,7 @@ def kernel_of(name):
 
 def test_every_kernel_is_compiled(rows):
     ops = {"noising", "noising_uniform", "mse", "mse_grad", "mse_backward", "scale", "reverse", "reverse_backward"}
-    assert set(map(kernel_of, rows)) == ops | SUMS | BOUND | {"fill_key", "advance", "timesteps", "randn"}
+    assert set(map(kernel_of, rows)) == ops | SUMS | BOUND | {"fill_key", "advance", "timesteps", "randn"} | UPDATE
 
 
 def test_no_stack_and_no_spill(rows):
@@ -72,13 +73,22 @@ def test_global_accesses_are_16_bytes_wide(rows):
     channels_last, lie in runs of three."""
     for name, row in rows.items():
         kernel, scattered = kernel_of(name), "learned" in name and "3 channels last" in name
-        if row["elements"] < 8 or kernel in SUMS or "unaligned" in name or "one element" in name or scattered:
+        if row["elements"] < 8 or kernel in SUMS | UPDATE or "unaligned" in name or "one element" in name or scattered:
             continue
         limit = BOUND_SCALAR_LOADS if kernel in BOUND else STEP_SCALAR_LOADS if "reverse" in kernel else SCALAR_LOADS
         assert row["loads"] - row["loads_16"] <= limit, name
         assert row["loads_16"] or kernel == "randn", name
         assert row["stores_16"] == row["stores"] - STORED_SCALARS.get(kernel, 0), name
         assert row["stores_16"] > 0 or kernel in ("mse", "vlb", "hybrid"), name
+
+
+@nvidia
+def test_an_update_moves_40_bytes_a_weight_by_16(rows):
+    """A whole block of float32: g; then p, g, m, v and e in, p, m, v and e out (and the norm's 1024 shares). What else is
+    loaded and stored are a block's scalars and a weight's last, masked block."""
+    for name, loads, stores, shares in (("squares fp32", 1, 0, 0), ("adamw fp32", 5, 4, 2)):
+        accesses = rows[name]["elements"] // 4  # of 16 bytes a thread and tensor
+        assert (rows[name]["loads_16"], rows[name]["stores_16"]) == (loads * accesses + shares, stores * accesses)
 
 
 @nvidia
@@ -90,7 +100,7 @@ def test_no_branch_in_the_noise(rows):
 
     for name, row in rows.items():
         kernel = kernel_of(name)
-        if "64-bit" in name:  # a 64-bit division branches
+        if "64-bit" in name or kernel in UPDATE:  # a 64-bit division branches; so does a weight's last block
             continue
         bound = kernel in BOUND
         branches = 3 if bound else 1 if kernel == "scale" else 0  # into it, round the other, out

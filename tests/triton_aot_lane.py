@@ -33,6 +33,7 @@ from benchmarks.static import (
     report,
     sample_variants,
     step,
+    update_variants,
 )
 
 BUDGET = Path(__file__).with_name("triton_budget.json")
@@ -43,12 +44,16 @@ def _variants() -> dict[str, Variant]:
     eps = ("x_0_ptr", "x_t_ptr")
     for data in ("fp32", "bf16", "fp16"):
         other = "fp32" if data == "bf16" else data
-        made |= main_variants(data) | {
-            f"noising tensor {data}": Variant(noising_kernel, data, other),
-            f"noising none {data}": Variant(noising_kernel, data, None),
-            f"noising_uniform {data}": Variant(noising_uniform_kernel, data),
-            f"noising key {data} 3 channels last": Variant(noising_kernel, data, channels=3),
-        }
+        made |= (
+            update_variants(data)
+            | main_variants(data)
+            | {
+                f"noising tensor {data}": Variant(noising_kernel, data, other),
+                f"noising none {data}": Variant(noising_kernel, data, None),
+                f"noising_uniform {data}": Variant(noising_uniform_kernel, data),
+                f"noising key {data} 3 channels last": Variant(noising_kernel, data, channels=3),
+            }
+        )
         made |= loss_variants(mse_kernel, "mse", f"key, x_0 {data}", ("x_t_ptr",), data=data)
     made |= {
         "noising key fp32 4 channels last": Variant(noising_kernel, channels=4),

@@ -136,6 +136,18 @@ KNOWN: Mapping[str, Mapping[str, str]] = {
     "diffusers.EulerDiscreteScheduler.step": {
         "7f05ca4c57b4994b": "diffusers 0.31.0 .. diffusers 0.42.1",
     },
+    "diffusers.FlowMatchEulerDiscreteScheduler.index_for_timestep": {
+        "13488c5badad0611": "diffusers 0.31.0 .. diffusers 0.42.1",
+    },
+    "diffusers.FlowMatchEulerDiscreteScheduler.scale_noise": {
+        "76c7bdc2e48c0ba9": "diffusers 0.31.0 .. diffusers 0.42.1",
+    },
+    "diffusers.FlowMatchEulerDiscreteScheduler.step": {
+        "2130d8eee3e01b03": "diffusers 0.31.0 .. diffusers 0.32.2",
+        "65f12d1f1107df30": "diffusers 0.33.1",
+        "1f5a41f901d8d0cf": "diffusers 0.34.0 .. diffusers 0.38.0",
+        "eb6fdd8597d2545b": "diffusers 0.40.0 .. diffusers 0.42.1",
+    },
     "diffusers.HeunDiscreteScheduler.add_noise": {
         "06f748f6b6496bea": "diffusers 0.31.0 .. diffusers 0.42.1",
     },

@@ -22,7 +22,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .. import noise_key
-from ..graphs import GraphedTrainingStep, clip_and_step
+from ..graphs import GraphedTrainingStep
+from ..optim import AdamW, Average
 from . import checkpoint, ranks
 from .config import AUTOCASTS, TrainConfig, UsageError
 from .data import BatchOrder, as_float, drop_labels, fingerprint, has_digest, load
@@ -31,7 +32,7 @@ from .metrics import Metrics
 from .network import make_network
 
 WARMUP = 100
-CLIP_NORM = 1.0
+BETAS, CLIP_NORM = (0.9, 0.99), 1.0
 
 
 def train(config: TrainConfig, out: Path | str, overwrite: bool = False) -> "Trainer":
@@ -99,7 +100,6 @@ class Trainer:
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         network = make_network(config, self.data.images.shape[1:], len(self.classes))
         self.network = network.to(self.device, memory_format=self.memory_format)
-        self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
         self.optimizer = make_optimizer(self.network, config)
         if config.compile:
             self.network.compile()  # in place: parameters and checkpoints keep their names
@@ -108,15 +108,24 @@ class Trainer:
             ranks.parallel(self.network, self.weight),
             self.optimizer,
             self.key(0),
-            self.average,
-            config.ema_decay,
-            CLIP_NORM,
-            AUTOCASTS[config.precision],
+            autocast=AUTOCASTS[config.precision],
             t_sampler=self.t_sampler,
             capture=config.graph != "off" and ranks.count() == 1,
         )
         self.metrics = Metrics(out / "metrics.jsonl", config.log_every, self.device, self.weight)
         torch.manual_seed(config.seed + ranks.rank())  # dropout
+
+    @property
+    def average(self) -> UNet2DModel:
+        """A network with the averaged weights."""
+        network = copy.deepcopy(self.network).eval().requires_grad_(False)
+        self.averages.copy_to(network)
+        return network
+
+    @property
+    def averages(self) -> Average:
+        assert self.optimizer.average is not None
+        return self.optimizer.average
 
     def _share(self) -> slice:
         size, importance = self.config.batch_size, self.config.timestep_sampling == "importance"
@@ -193,7 +202,7 @@ class Trainer:
                 "classes": list(self.classes),
                 "image_shape": list(self.data.images.shape[1:]),
                 "network": self.network.state_dict(),
-                "average": self.average.state_dict(),
+                "average": self.averages.weights_of(self.network),
                 "optimizer": self.optimizer.state_dict(),
                 "metrics": metrics,
                 "t_sampler": None if self.t_sampler is None else self.t_sampler.state_dict(),
@@ -212,8 +221,8 @@ class Trainer:
             raise UsageError(f"data: expected the images that the run began with, got others in '{self.config.data}'")
         self.step = state["step"]
         self.network.load_state_dict(state["network"])
-        self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.averages.load_weights(self.network, state["average"])
         self.metrics.load_state_dict(state["metrics"])
         if self.t_sampler is not None:
             self.t_sampler.load_state_dict(state["t_sampler"])
@@ -246,18 +255,12 @@ def pick_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def make_optimizer(network: UNet2DModel, config: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(network: UNet2DModel, config: TrainConfig) -> AdamW:
+    """It clips the gradients' norm and keeps the average too."""
     lr = torch.tensor(config.lr, device=network.device)
-    return torch.optim.AdamW(
-        network.parameters(), lr, (0.9, 0.99), weight_decay=config.weight_decay, fused=True, capturable=lr.is_cuda
+    return AdamW(
+        network.parameters(), lr, BETAS, weight_decay=config.weight_decay, max_grad_norm=CLIP_NORM, ema_decay=config.ema_decay
     )
-
-
-def update(network: UNet2DModel, optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Clips the gradients' norm, steps, and drops the gradients."""
-    set_learning_rate(optimizer, lr)
-    clip_and_step(optimizer, CLIP_NORM)
-    optimizer.zero_grad()
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

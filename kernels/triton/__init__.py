@@ -3,6 +3,7 @@
 Each function has the arguments and the result of the op of its name in `fastddpm.ops`. `fastddpm._triton` registers them.
 """
 
+from .adamw import adamw_
 from .keys import advance_, fill_key_, randn_, timesteps
 from .mse import mse_loss, mse_loss_backward, scale_grad_
 from .noising import noising, noising_uniform

@@ -8,7 +8,7 @@ import diffusers
 
 from ...checks import check_one_of
 from ..patch import NOISES, Patch, Peer
-from . import ddim, ddpm, dpm_solver, euler, euler_ancestral, heun, uni_pc
+from . import ddim, ddpm, dpm_solver, euler, euler_ancestral, flow_match_euler, heun, uni_pc
 
 
 class Kernels:
@@ -73,3 +73,6 @@ class DPMSolverMultistepScheduler(Kernels, diffusers.DPMSolverMultistepScheduler
 
 
 class UniPCMultistepScheduler(Kernels, diffusers.UniPCMultistepScheduler, peer=uni_pc.PEER): ...
+
+
+class FlowMatchEulerDiscreteScheduler(Kernels, diffusers.FlowMatchEulerDiscreteScheduler, peer=flow_match_euler.PEER): ...

@@ -1,5 +1,6 @@
 """What the schedulers share that walk a list of sigmas, by a step_index: of x_0 + sigma eps, or a x_0 + b eps, b = sigma a."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from ...tables import Tables
 from ..compiled import but_compiled
 from ..patch import MARK, Method, Patch, original
 from ..tables import cached
-from .walk import HALF, finite_rows, unfit
+from .walk import HALF, Steps, finite_rows, unfit
 
 NOT_OURS = "a step beyond the scheduler's, or where it divides by 0"
 
@@ -32,29 +33,14 @@ def levels_of(sigmas: Tensor) -> Levels:
     return Levels(torch.arange(len(sigmas) - 1), sigmas)
 
 
-class Rows:
-    """The rows of a scheduler's steps, by step_index. One that is not finite, or shall not, is the original's."""
+class Rows(Steps):
+    """The steps of a scheduler that counts them, by step_index. One that is not finite, or shall not, is the original's."""
 
     def __init__(self, columns: dict[str, Tensor], there: Tensor | bool = True):
         self.rows, self.holds = finite_rows(torch.arange(len(columns["k_x"])), columns, there=there)
 
     def has(self, i: Any) -> bool:
         return type(i) is int and 0 <= i < len(self.holds) and self.holds[i]
-
-    def step(
-        self,
-        i: int,
-        output: Tensor,
-        x: Tensor,
-        noise: Tensor | None = None,
-        return_x_0: bool = True,
-        history: list[Tensor] | None = None,
-        return_kept: bool = False,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """`functional.reverse_step` of what `why_not` and `unlike` have checked: (x_prev, x_0_hat, kept)."""
-        table, index = self.rows.on(x.device, arithmetic(x)), self.rows.index_on(x.device, i)
-        options = (None, None, None, history or [], return_kept) if history or return_kept else ()
-        return autograd.reverse_step(output, x, noise, index, table, return_x_0, *options)
 
 
 def columns_of(at: Levels, columns: dict[str, Tensor], prediction_type: str) -> dict[str, Tensor]:
@@ -93,8 +79,6 @@ def why_not(patch: Patch, output: Any, sample: Any) -> str:
     """Why a step is the original's; "" where it is ours."""
     if not isinstance(output, Tensor) or not isinstance(sample, Tensor):
         return "a model_output or a sample that is no tensor"
-    if output.dtype not in FLOAT_DTYPES or sample.dtype not in FLOAT_DTYPES:
-        return "a model_output or a sample of an unusual dtype"
     return unfit(patch, output, sample)
 
 
@@ -183,23 +167,30 @@ def _packed(owner: Noising) -> Tensor:
 @but_compiled
 def add_noise(self: Any, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     why = "flow sigmas" if getattr(self.config, "use_flow_sigmas", False) else ""
-    if not why:
-        seen = (self.sigmas, self.timesteps)
-        made = cached(getattr(self, MARK), "add_noise", seen, lambda: _noising_of(*seen, hasattr(self, "lambda_t")))
-        first = self._begin_index if self._step_index is None else self._step_index
-        index = None if self._begin_index is None else first
-        done = _noised(getattr(self, MARK), made, original_samples, noise, timesteps, index)
-        if isinstance(done, Tensor):
-            return done
-        why = done
-    return original(self, add_noise, why)(original_samples, noise, timesteps)
+    make = _preserving if hasattr(self, "lambda_t") else _exploding
+    done = why or noised(self, make, original_samples, noise, timesteps)
+    return done if isinstance(done, Tensor) else original(self, add_noise, done)(original_samples, noise, timesteps)
 
 
-def _noising_of(sigmas: Tensor, timesteps: Tensor, preserving: bool) -> Noising:
-    """Of all sigmas, the last step's end too. A schedule that preserves the variance takes the last step for an unknown one."""
+def noised(self: Any, make: Callable[[Tensor, Tensor], Noising], x: Tensor, noise: Any, timesteps: Any) -> Tensor | str:
+    """a x + s z at the timesteps' sigmas, or at the step's that comes where a pipeline has said where it begins; or why not."""
+    patch, seen = getattr(self, MARK), (self.sigmas, self.timesteps)
+    made = cached(patch, "add_noise", seen, lambda: make(*seen))
+    first = self._begin_index if self._step_index is None else self._step_index
+    return _noised(patch, made, x, noise, timesteps, None if self._begin_index is None else first)
+
+
+def _exploding(sigmas: Tensor, timesteps: Tensor) -> Noising:
+    """Of all sigmas, the last step's end too."""
     s = sigmas.detach().double().cpu()
-    a = (1 + s**2).rsqrt() if preserving else torch.ones_like(s)
-    return Noising(NoisingRow(a, s * a), timesteps, len(timesteps) - 1 if preserving else -1)
+    return Noising(NoisingRow(torch.ones_like(s), s), timesteps)
+
+
+def _preserving(sigmas: Tensor, timesteps: Tensor) -> Noising:
+    """The same of a x_0 + b eps, for which the last step is taken for an unknown one."""
+    s = sigmas.detach().double().cpu()
+    a = (1 + s**2).rsqrt()
+    return Noising(NoisingRow(a, s * a), timesteps, len(timesteps) - 1)
 
 
 @but_compiled
