@@ -48,8 +48,8 @@ class Process(Tables):
     Attributes:
         levels: a, s, float64 `[T]`.
         timesteps: `[T]`, what the network is given at each index.
-        density: of t in training, unless another is asked for; None draws evenly.
         is_respaced: whether those are others than the indices.
+        density: of t in training, unless another is asked for; None draws evenly.
         prediction_types: what the network may predict, the default first.
         sampler: the default's name.
         is_chain: whether there are transitions from step to step: the bound and `samplers.ddpm` are made of those.

@@ -322,6 +322,7 @@ BAD = {
     "drawn evenly": (lambda: q_sample_uniform(X, EDM(), KEY), TypeError, "schedule: expected .* EDM has no table"),
     "bound": (lambda: GaussianDiffusion(EDM(), loss="kl"), ValueError, "loss, variance_type: expected 'mse' .* EDM"),
     "ddpm": (lambda: GaussianDiffusion(EDM()).sample(network, SHAPE, "ddpm"), TypeError, "schedule: .*NoiseSchedule, got EDM"),
+    "inverse": (lambda: samplers.ddim_inverse(EDM()), TypeError, "schedule: expected .* for ddim_inverse, got EDM"),
     "spacing": (lambda: samplers.heun(EDM(), spacing="linspace"), ValueError, "spacing: expected 'karras' or None for EDM"),
     "no steps": (lambda: samplers.heun(EDM(), steps=0), ValueError, "steps: expected 1 or more, got 0"),
     "sigmas that rise": (lambda: samplers.heun(EDM(), steps=[1.0, 2.0]), ValueError, "steps: expected numbers that fall"),

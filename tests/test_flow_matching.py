@@ -210,6 +210,13 @@ def test_the_samplers_over_log_snr_and_their_first_step_from_infinity(sampler):
     assert distance(sampler, 80) < distance("euler", 80)
 
 
+def test_the_inverse_leads_to_the_x_T_of_an_image():  # noqa: N802
+    diffusion, x_0 = GaussianDiffusion(FlowMatching()), DATA * values(*SHAPE, **wide)
+    given = {"steps": 400, "progress": False, "dtype": torch.float64, "spacing": "trailing"}
+    got = diffusion.sample(velocity_of(), SHAPE, "ddim_inverse", x_T=x_0, **given)
+    torch.testing.assert_close(got, x_0 / DATA, rtol=0.01, atol=0.01)
+
+
 @pytest.mark.parametrize("sampler", ["euler", "heun"])
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_a_loop_is_that_of_diffusers(sampler, shift):
@@ -368,6 +375,9 @@ BAD = {
     "plms": (lambda: samplers.plms(FLOW), TypeError, NO_CHAIN),
     "epsilon from pure noise": (lambda: samplers.euler(FLOW, "epsilon"), ValueError, "prediction_type: expected 'velocity' or"),
     "spacing": (lambda: samplers.euler(FLOW, spacing="leading"), ValueError, "spacing: expected one of .*'leading'"),
+    "offset": (lambda: samplers.euler(FLOW, steps_offset=1), ValueError, "steps_offset, .*of a NoiseSchedule only, got 1"),
+    "least": (lambda: samplers.euler(FLOW, final_sigmas_type="sigma_min"), ValueError, "final_sigmas_type: .*'sigma_min'"),
+    "from no noise": (lambda: samplers.ddim_inverse(FLOW, "sample"), ValueError, "expected 'velocity' or 'epsilon' where a"),
     "no steps": (lambda: samplers.euler(FLOW, steps=0), ValueError, "steps: expected 1 or more, got 0"),
     "steps that rise": (lambda: samplers.euler(FLOW, steps=[1, 2]), ValueError, "steps: expected numbers that fall"),
     "steps beyond": (lambda: samplers.euler(FLOW, steps=[1001]), ValueError, "steps: expected numbers that fall, from 1000"),

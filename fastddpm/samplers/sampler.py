@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_one_of
+from ..edm import EDM
 from ..process import Process, check_process, epsilon_of, x_0_of
 from ..schedule import PREDICTION_TYPES, NoiseSchedule
 from .levels import EVEN, Levels, Spacing, check_levels, levels_of
@@ -86,7 +87,7 @@ class Sampler:
             steps: S, or a list of timesteps that falls; None for all.
             spacing: which S timesteps: "leading", "trailing" or "linspace", as this sampler's scheduler in diffusers reads the
                 name; or "karras" (Karras et al. 2022, eq. 5), S levels between the schedule's ends. None for the default. Other
-                processes than a chain have their own (`walk`), the last three of these arguments have no meaning for them.
+                processes than a chain have their own (`walk`), and not the next two arguments.
             steps_offset: added to the timesteps of "leading".
             final_sigmas_type: where the last step ends: "zero", without noise, or "sigma_min", at the schedule's first level.
             start: how many of the first steps are left out: the sampler begins at a later level, without history.
@@ -105,6 +106,11 @@ class Sampler:
             given = (spacing or self.spacing, steps_offset, final_sigmas_type or self.final_sigmas_type)
             schedule = levels_of(schedule, steps, *given, self.spacings, self.fractional)
         elif isinstance(schedule, Process):
+            if steps_offset or final_sigmas_type:
+                raise ValueError(
+                    f"steps_offset, final_sigmas_type: expected them of a NoiseSchedule only, got {steps_offset} and "
+                    f"{final_sigmas_type!r} with {type(schedule).__name__}"
+                )
             schedule = Levels(*schedule.walk(steps, spacing), schedule)
         check_levels(schedule)
         schedule = schedule.after(start)
@@ -123,6 +129,8 @@ class Sampler:
         """The prediction type, the process's own in place of None."""
         if self.of_chain and not _is_chain(process):
             raise TypeError(f"schedule: expected a NoiseSchedule for {self.__name__}, got {type(process).__name__}")
+        if self.inverse and isinstance(process, EDM):  # an image is not of the scale that its network is given
+            raise TypeError(f"schedule: expected a NoiseSchedule or FlowMatching for {self.__name__}, got EDM")
         types = PREDICTION_TYPES[:3] if process is None or process.is_chain else process.prediction_types
         prediction_type = prediction_type or types[0]
         check_one_of("prediction_type", prediction_type, self.prediction_types or types)
@@ -164,11 +172,12 @@ def check_clip(clip_denoised: object, clip_range: float) -> float:
 
 def _check_prediction(at: Levels, prediction_type: str) -> None:
     """Refuses what the network's output does not tell at some level."""
+    types = PREDICTION_TYPES[:3] if at.process is None else at.process.prediction_types
+    others = " or ".join(repr(name) for name in types if name != prediction_type)
     if prediction_type == "epsilon" and bool(at.sigma.isinf().any()):
-        others = "'v_prediction' or 'sample'" if at.process is None else "'velocity' or 'sample'"
         raise ValueError(f"prediction_type: expected {others} where sigma is infinite (no x_0 follows there), got 'epsilon'")
     if prediction_type == "sample" and bool((at.sigma == 0).any()):
         raise ValueError(
-            "prediction_type: expected 'epsilon' or 'v_prediction' where a step begins without noise (final_sigmas_type "
-            "'sigma_min' begins with the least), got 'sample'"
+            f"prediction_type: expected {others} where a step begins without noise (final_sigmas_type 'sigma_min' of a chain "
+            "begins with the least), got 'sample'"
         )

@@ -189,7 +189,8 @@ def _train(options: argparse.Namespace) -> int:
         return _stopped(run.stopped_by, run.step, out)
     print(write_results(run))
     print(f"\nThe run is in {out}: see samples.png and loss.png there, or draw more with: fastddpm sample {out}")
-    print(f"Its bits/dim: fastddpm eval {out}")
+    if run.config.process == "ddpm":
+        print(f"Its bits/dim: fastddpm eval {out}")
     return 0
 
 
