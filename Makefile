@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PEERS := denoising-diffusion-pytorch accelerate einops ema-pytorch psutil
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard kernels/cpu/*)
 
-.PHONY: demo test test-slow test-peers bench rehearse lint clean
+.PHONY: demo test test-slow aarch64 sanitize test-peers bench rehearse lint clean
 .DEFAULT_GOAL := test
 
 # torch first: the build compiles against it, and an isolated build would download another copy
@@ -26,6 +26,13 @@ test: $(VENV)/ready
 
 test-slow: $(VENV)/ready
 	$(BIN)/python -m pytest -m slow
+
+# the C++ kernels for another architecture, under qemu; and under sanitizers and a fuzzer (SECONDS= how long that one runs)
+aarch64: $(VENV)/ready
+	$(BIN)/python -m pytest -m "slow or not slow" tests/test_aarch64.py
+
+sanitize: $(VENV)/ready
+	FASTDDPM_FUZZ_SECONDS=$(or $(SECONDS),600) $(BIN)/python -m pytest -m "slow or not slow" tests/test_sanitizers.py
 
 # diffusers' own tests on fastddpm's schedulers: make test-peers CHECKOUT=a checkout of diffusers
 test-peers: $(VENV)/ready

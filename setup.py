@@ -10,7 +10,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
-SOURCES = [f"kernels/cpu/{name}.cpp" for name in ("library", "avx512", "avx2", "portable")]
+SOURCES = [f"kernels/cpu/{name}.cpp" for name in ("module", "avx512", "avx2", "neon", "portable")]
 NO_CONTRACTION = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]  # bits are promised: these change none
 DEFINES = [("TORCH_TARGET_VERSION", "0x020a000000000000"), ("Py_LIMITED_API", "0x030A0000")]
 

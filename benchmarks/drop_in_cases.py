@@ -5,15 +5,22 @@ The network is a tensor that was computed before.
 
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import redirect_stderr, redirect_stdout
+from copy import deepcopy
 from functools import cache
 from importlib import import_module
+from io import StringIO
+from itertools import repeat
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from .networks import NETWORKS
+from .networks import NETWORKS, Chunk
 
 SHAPES = ((1, 3, 8, 8), (16, 3, 32, 32), (64, 3, 64, 64))
 STEPS, AT = 50, 25
@@ -29,6 +36,8 @@ class Case(NamedTuple):
     shapes: tuple[tuple[int, ...], ...] = SHAPES
     parts: Callable[[Any], Iterable[Any]] = lambda each: (each,)
     """What is patched of it."""
+    update: bool = False
+    """Whether the optimizer is patched too."""
 
 
 # ---- diffusers ----
@@ -90,9 +99,10 @@ def openai_cases(folder: Path) -> dict[str, Case]:
     if not (folder / "guided").exists():
         return {}
     sys.path.append(str(folder / "guided"))
-    gaussian, respace, fp16 = (
-        import_module(f"guided_diffusion.{name}") for name in ("gaussian_diffusion", "respace", "fp16_util")
-    )
+    sys.modules.setdefault("blobfile", ModuleType("blobfile"))  # of the trainer's checkpoints
+    sys.modules.setdefault("mpi4py", ModuleType("mpi4py")).__dict__.setdefault("MPI", None)
+    names = ("gaussian_diffusion", "respace", "fp16_util", "train_util")
+    gaussian, respace, fp16, train_util = (import_module(f"guided_diffusion.{name}") for name in names)
 
     def diffusion(spacing: str = "1000") -> Any:
         return respace.SpacedDiffusion(
@@ -124,6 +134,21 @@ def openai_cases(folder: Path) -> dict[str, Case]:
     for p in module.parameters():
         p.grad = torch.randn_like(p)
     size = (sum(p.numel() for p in module.parameters()),)
+
+    def trainer() -> Any:
+        given = dict.fromkeys(("data", "batch_size", "microbatch", "log_interval", "save_interval"), 1)
+        given |= {"model": deepcopy(module), "diffusion": diffusion(), "ema_rate": "0.9999", "resume_checkpoint": ""}
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        made = train_util.TrainLoop(**given, lr=1e-4)
+        dist.destroy_process_group()
+        for p in made.model.parameters():
+            p.grad = torch.randn_like(p)
+        return made
+
+    def update(each: Any, x: Tensor, output: Tensor) -> None:
+        each.opt.step()
+        each._update_ema()
+
     steps = {
         f"SpacedDiffusion.{name}": Case(diffusion, step(name), True, HYBRID_SHAPES) for name in ("p_sample", "ddim_sample")
     }
@@ -134,6 +159,7 @@ def openai_cases(folder: Path) -> dict[str, Case]:
         "MixedPrecisionTrainer._compute_norms": Case(
             lambda: fp16.MixedPrecisionTrainer(model=module), lambda each, x, output: each._compute_norms(), shapes=(size,)
         ),
+        "TrainLoop: opt.step, _update_ema": Case(trainer, update, shapes=(size,), update=True),
     }
 
 
@@ -151,10 +177,20 @@ class Network(torch.nn.Module):
         return self.output
 
 
+class Flat(Chunk):
+    """The MLP, of images."""
+
+    channels = out_dim = 1
+    self_condition = False
+
+    def forward(self, x: Tensor, t: Tensor, x_self_cond: Tensor | None = None) -> Tensor:
+        return super().forward(x, t)
+
+
 def lucidrains_cases() -> dict[str, Case]:
     """None where it can't be imported (it wants torchvision)."""
     try:
-        from denoising_diffusion_pytorch import GaussianDiffusion
+        from denoising_diffusion_pytorch import GaussianDiffusion, Trainer
     except ImportError:
         return {}
 
@@ -170,9 +206,24 @@ def lucidrains_cases() -> dict[str, Case]:
         with torch.inference_mode():
             return each.p_sample(x, AT)
 
+    def trainer() -> Any:
+        with TemporaryDirectory() as folder:
+            for i in range(100):
+                (Path(folder) / f"{i}.png").touch()  # it counts them
+            model = GaussianDiffusion(Flat(16, 16), image_size=16, timesteps=1000, auto_normalize=False)
+            options = {"train_num_steps": 0, "save_and_sample_every": 1 << 40, "calculate_fid": False}
+            return Trainer(model, folder, results_folder=folder, **options)
+
+    def train(each: Any, x: Tensor, output: Tensor) -> None:
+        each.train_num_steps += 10
+        each.dl = repeat(x)
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            each.train()
+
     return {
         "lucidrains' p_losses": Case(diffusion, p_losses, draws=True),
         "lucidrains' p_sample": Case(diffusion, p_sample, draws=True),
+        "lucidrains' Trainer.train, 10 steps of an MLP": Case(trainer, train, shapes=((16, 1, 16, 16),), update=True),
     }
 
 

@@ -32,7 +32,7 @@ def objects(case: Case) -> dict[str, Any]:
     made = {name: case.make() for name in (WITHOUT, WITH, *(["philox"] if case.draws else []))}
     for name in list(made)[1:]:
         for part in case.parts(made[name]):
-            fd.patch(part, noise="torch" if name == WITH else "philox")
+            fd.patch(part, noise="torch" if name == WITH else "philox", update=case.update)
     return made
 
 

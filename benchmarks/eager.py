@@ -65,6 +65,38 @@ def draw_and_loss(x_0, t, k, output):
     return x_t, mse_loss(output, z)
 
 
+def flow_sample(x_0, s, z):
+    return ((1 - s) * x_0 + s * z).to(x_0.dtype)
+
+
+def flow_loss(output, x_0, z):
+    """As diffusers' scripts for SD3 and Flux have it."""
+    return ((output.float() - (z - x_0).float()) ** 2).reshape(len(x_0), -1).mean(1).mean()
+
+
+def draw_flow_and_loss(x_0, s, output):
+    z = torch.randn_like(x_0)
+    return flow_sample(x_0, s, z), flow_loss(output, x_0, z)
+
+
+def edm_sample(x_0, sigma, z, data=0.5):
+    """y, and what F is given (Karras et al. 2022, table 1)."""
+    y = x_0 + sigma * z
+    return y, (y / (sigma**2 + data**2).sqrt()).to(x_0.dtype)
+
+
+def edm_loss(output, x_0, y, sigma, data=0.5):
+    """lambda (D - x_0)^2 (equation 8)."""
+    both = sigma**2 + data**2
+    denoised = data**2 / both * y + sigma * data / both.sqrt() * output
+    return (both / (sigma * data) ** 2 * (denoised - x_0) ** 2).mean()
+
+
+def draw_edm_and_loss(x_0, sigma, output):
+    y, x_t = edm_sample(x_0, sigma, torch.randn_like(x_0))
+    return x_t, edm_loss(output, x_0, y, sigma)
+
+
 def step(output, x, k, z):
     """k: inverse, ratio, of_x_0, of_x_t, sigma of one t."""
     x_0 = (k[0] * x - k[1] * output).clamp(-1, 1)
@@ -149,16 +181,24 @@ def calls(wrap=lambda function: function) -> dict:
         f = wrap(mse_loss)
         return gradient_of(lambda output: f(output, b.noise), b.output)
 
-    def chain(b: Batch):
-        k, f = Tables.of(b.schedule, b.device), wrap(draw_and_loss)
-
+    def trained(b: Batch, f, *given):
         def call():
             b.output.grad = None
-            x_t, loss = f(b.x_0, b.t, k, b.output)
+            x_t, loss = f(b.x_0, *given, b.output)
             loss.backward()
             return x_t, loss.detach(), b.output.grad
 
         return call
+
+    def chain(b: Batch):
+        return trained(b, wrap(draw_and_loss), b.t, Tables.of(b.schedule, b.device))
+
+    def flow(b: Batch):
+        levels, f = b.flow.levels[1].float().to(b.device), wrap(draw_flow_and_loss)
+        return trained(b, lambda x_0, output: f(x_0, levels[b.t][:, None, None, None], output))
+
+    def edm(b: Batch):
+        return trained(b, wrap(draw_edm_and_loss), b.sigma[:, None, None, None])
 
     def reverse(b: Batch):
         k, f, output = numbers(b.schedule, STEP), wrap(draw_step), b.output.detach()
@@ -199,6 +239,8 @@ def calls(wrap=lambda function: function) -> dict:
         "hybrid": hybrid,
         "kl": kl,
         "bits_per_dim": bits_per_dim,
+        "flow": flow,
+        "edm": edm,
         "guided": guided,
         **{op: sampler(op) for op in solvers.FORMULAS},
     }

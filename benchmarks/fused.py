@@ -47,6 +47,19 @@ def chain(b: Batch):
     return lambda: (x_t(), *loss())
 
 
+def flow(b: Batch):
+    return _trained(b, b.flow, b.t)
+
+
+def edm(b: Batch):
+    return _trained(b, b.edm, b.sigma)
+
+
+def _trained(b: Batch, process: fd.EDM | fd.FlowMatching, t: torch.Tensor):
+    loss = gradient_of(lambda out: fd.mse_loss(out, t, process, b.key, b.x_0), b.output)
+    return lambda: (fd.q_sample(b.x_0, t, process, b.key), *loss())
+
+
 def reverse(b: Batch):
     rows, output = fd.samplers.ddpm(b.schedule), b.output.detach()
     return lambda: fd.reverse_step(output, b.x_0, STEP, rows, b.key)

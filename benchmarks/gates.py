@@ -110,6 +110,37 @@ def _chain(p: Part, result) -> None:
     _mse(p, both) if p.known_noise else _mse(p, both, lambda p: p.drawn(x_t, *_noised(p)))
 
 
+def _flow(p: Part, result) -> None:
+    def s(p: Part) -> Tensor:
+        return ((p.t + 1) / p.k.a.new_tensor(1000))[:, None, None, None]
+
+    _of_process(p, result, lambda p: (1 - s(p), s(p)), lambda p, output, x_0, z: eager.flow_loss(output, x_0, z))
+
+
+def _edm(p: Part, result) -> None:
+    def sigma(p: Part) -> Tensor:
+        return p.of(p.b.sigma)[:, None, None, None]
+
+    def loss_of(p: Part, output: Tensor, x_0: Tensor, z: Tensor) -> Tensor:
+        return eager.edm_loss(output, x_0, eager.edm_sample(x_0, sigma(p), z)[0], sigma(p))
+
+    _of_process(p, result, lambda p: (c := (sigma(p) ** 2 + 0.25).rsqrt(), c * sigma(p)), loss_of)
+
+
+def _of_process(p: Part, result, levels: Callable[[Part], tuple], loss_of: Callable[..., Tensor]) -> None:
+    x_t, *both = result
+
+    def noised(p: Part) -> tuple[Tensor, Tensor]:
+        a, s = levels(p)
+        return a * p.of(p.b.x_0), s
+
+    def z_in(p: Part) -> Tensor:
+        return p.of(p.b.noise) if p.known_noise else p.drawn(x_t, *noised(p))
+
+    p.noise_of(x_t, *noised(p), p.b.noise)
+    p.loss(both, p.b.output, lambda p, output: loss_of(p, output, p.of(p.b.x_0), z_in(p)))
+
+
 def _reverse(p: Part, result, output: Tensor | None = None) -> None:
     x_prev, x_0_hat = result
     k = eager.numbers(p.b.schedule, STEP)
@@ -164,6 +195,8 @@ GATES = {
     "hybrid": _hybrid,
     "kl": _kl,
     "bits_per_dim": _bits_per_dim,
+    "flow": _flow,
+    "edm": _edm,
     "guided": _guided,
     **{op: _sampler(op) for op in solvers.FORMULAS},
 }

@@ -29,6 +29,7 @@ class Batch:
         self.key = fd.noise_key(3, batch_size=shape[0], device=self.device)
         self.next_key = fd.noise_key(3, 1, shape[0], device=self.device)
         self.t = fd.timesteps(self.key, 1000)
+        self.flow, self.edm = fd.FlowMatching(), fd.EDM()
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -41,6 +42,11 @@ class Batch:
     def x_0(self) -> Tensor:
         generator = torch.Generator(self.device).manual_seed(0)
         return (torch.rand(self.shape, generator=generator, device=self.device) * 2 - 1).to(**self.how)
+
+    @cached_property
+    def sigma(self) -> Tensor:
+        """Of EDM."""
+        return fd.levels(self.key, self.edm.density)
 
     @cached_property
     def noise(self) -> Tensor:

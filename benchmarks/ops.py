@@ -18,6 +18,8 @@ TITLES = {
     "hybrid": "hybrid + gradient",
     "kl": "KL + gradient",
     "bits_per_dim": "bits/dim step",
+    "flow": "rectified flow + gradient",
+    "edm": "EDM + gradient",
     "guided": "guided reverse step",
     "ddim": "DDIM step",
     "euler": "Euler step",
@@ -29,7 +31,7 @@ ACCESSES = {"noise": 1, "noising": 2, "mse": 2, "chain": 4, "reverse": 4, "hybri
 mse out, grad; reverse x_t, out, x_prev, x_0_hat; hybrid and KL x_0, x_t, out and grad of twice the size; bits/dim x_0, x_t, out
 of twice the size, the next x_t."""
 OPS = tuple(ACCESSES)
-"""Those of the sweep. The rest are the kernel of the reverse step with other rows and more to read: timed in turn alone."""
+"""Those of the sweep. The rest are the kernels of chain and step with other rows, or more to read: timed in turn alone."""
 FUSED = "fastddpm"
 COMPILED = "torch.compile"
 

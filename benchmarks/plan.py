@@ -19,7 +19,9 @@ MEMORY_SHAPE = (8, 3, 64, 64)
 SMALL, LARGE = (128, 3, 32, 32), (64, 3, 256, 256)
 BOUND_LARGE = (16, 3, 256, 256)
 STEP_SHAPES = ((16, 3, 32, 32), (64, 3, 64, 64))
-STEP_OPS = tuple(op for op in TITLES if op not in OPS)
+PROCESS_OPS = ("flow", "edm")
+"""The chain of another forward process."""
+STEP_OPS = tuple(op for op in TITLES if op not in OPS + PROCESS_OPS)
 """Other reverse steps than DDPM's."""
 RATIO_SHAPES = {
     "noising": (SMALL, LARGE),
@@ -29,6 +31,7 @@ RATIO_SHAPES = {
     "hybrid": (SMALL, BOUND_LARGE),
     "kl": (SMALL, BOUND_LARGE),
     "bits_per_dim": (SMALL, BOUND_LARGE),
+    **dict.fromkeys(PROCESS_OPS, (SMALL, LARGE)),
     **dict.fromkeys(STEP_OPS, STEP_SHAPES),
 }
 CALLED = tuple(op for op in RATIO_SHAPES if op in OPS)

@@ -181,14 +181,17 @@ def reverse_step(
     inputs = (model_output, x_t, noise, index, rows, return_x_0, *options)
     if _plain():
         return reference.reverse_step(*inputs)
-    if (
-        _wanted(model_output)
-        or _wanted(x_t)
-        or (options and any(x is not None and _wanted(x) for x in (options[0], *options[3])))
-    ):
+    wanted = model_output.requires_grad or x_t.requires_grad
+    if options and not wanted:
+        wanted = any(x is not None and x.requires_grad for x in (options[0], *options[3]))
+    if wanted and torch.is_grad_enabled():
         uncond_output, guidance, bound, history, return_kept = options or NO_OPTIONS
         return ReverseStep.apply(*inputs[:6], uncond_output, guidance, bound, return_kept, *history)
-    return ops.reverse_step(*inputs)
+    return (ops.reverse_step if torch.compiler.is_dynamo_compiling() else _reverse_step)(*inputs)
+
+
+_reverse_step = ops.reverse_step._op
+"""`ops.reverse_step` without its Python half, which only passes arguments on: 2 % of a small step. A compiler wants the op."""
 
 
 def _wanted(x: Tensor) -> bool:

@@ -20,6 +20,7 @@ from .diffusion import GaussianDiffusion
 from .importance import LossSecondMoment
 from .models import Model, device_of
 from .noise import advance, noise_key, randn
+from .optim import AdamW
 from .samplers import StepRows
 from .sampling import any_seed, check_seeds
 
@@ -42,7 +43,8 @@ class GraphedTrainingStep:
     Args:
         diffusion: its settings, as they are now.
         model: a module, trained in place.
-        optimizer: a `torch.optim.Adam` or `AdamW` of its weights; on a GPU with capturable=True.
+        optimizer: an `optim.AdamW` of its weights, which clips and averages by itself; or a `torch.optim.Adam` or `AdamW`, on a
+            GPU with capturable=True.
         key: int64 `[B, 2]` of `noise_key(seed, step, B)`, B the largest batch. Each call takes as many rows as its batch has,
             then advances all. (A resumed run: `step.key.copy_(..)`.)
         average: a copy of the model, moved by 1 - decay of the way to it after each step; None for none.
@@ -84,7 +86,12 @@ class GraphedTrainingStep:
         self.captures = capture and _has_graphs(key.device)
         if not isinstance(optimizer, torch.optim.Adam):
             raise TypeError(f"optimizer: expected torch.optim.AdamW or Adam, got {describe(optimizer)}")
-        if self.captures and not all(group["capturable"] for group in optimizer.param_groups):
+        if isinstance(optimizer, AdamW):
+            if average is not None and optimizer.average is not None:
+                raise ValueError("average: expected None, since the optimizer has one (ema_decay), got a module")
+            if clip_norm is not None and optimizer.max_grad_norm is not None:
+                raise ValueError(f"clip_norm: expected None, since the optimizer clips (max_grad_norm), got {clip_norm}")
+        elif self.captures and not all(group["capturable"] for group in optimizer.param_groups):
             raise ValueError("optimizer: expected one with capturable=True in every group, to be captured")
         # a copy: whoever changes the caller's changes no graph, nor frees what one reads
         self.diffusion, self.model, self.optimizer, self.key = copy.copy(diffusion), model, optimizer, key
@@ -109,6 +116,10 @@ class GraphedTrainingStep:
         if not self.captures:
             return self._step(*inputs)
         if self._graph is None:
+            if isinstance(self.optimizer, AdamW):
+                with _put_back(self._others, self.key.device):
+                    _beside(lambda: self._gradients(*inputs), self.key.device)
+                self.optimizer.make_static()
             with _put_back(self._tensors, self.key.device):
                 for _ in range(WARM_UPS):
                     _beside(lambda: self._step(*inputs), self.key.device)
@@ -116,6 +127,14 @@ class GraphedTrainingStep:
         return self._graph(inputs) if self._graph.takes(inputs) else self._step(*inputs)
 
     def _step(self, x_0: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
+        loss = self._gradients(x_0, model_kwargs)
+        clip_and_step(self.optimizer, self.clip_norm)
+        if self.average is not None:
+            ema_update_(self.average.parameters(), self.model.parameters(), self.decay)
+        advance(self.key)
+        return loss
+
+    def _gradients(self, x_0: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
         self.optimizer.zero_grad(set_to_none=self._graph is None)  # a graph goes on writing the gradients that it made
         losses, batch = [], len(x_0)
         for part in parts_of(batch, max(1, -(-batch // self.micro_batches))):
@@ -125,10 +144,6 @@ class GraphedTrainingStep:
             loss = loss if len(data) == batch else loss * (len(data) / batch)
             loss.backward()
             losses.append(loss.detach())
-        clip_and_step(self.optimizer, self.clip_norm)
-        if self.average is not None:
-            ema_update_(self.average.parameters(), self.model.parameters(), self.decay)
-        advance(self.key)
         return torch.stack(losses).sum()
 
     def _begin_anew(self, *_: Any) -> None:
@@ -140,10 +155,18 @@ class GraphedTrainingStep:
 
     def _tensors(self) -> Iterator[Tensor]:
         """All that a step changes."""
+        yield from self._others()
+        if isinstance(self.optimizer, AdamW):
+            yield from self.optimizer.tensors
+        else:
+            yield from (x for state in self.optimizer.state.values() for x in state.values() if isinstance(x, Tensor))
+
+    def _others(self) -> Iterator[Tensor]:
+        """All but the optimizer's."""
         for module in filter(None, (self.model, self.average)):
             yield from (*module.parameters(), *module.buffers())
-        states = [*self.optimizer.state.values(), {} if self.t_sampler is None else vars(self.t_sampler), {"key": self.key}]
-        yield from (x for state in states for x in state.values() if isinstance(x, Tensor))
+        yield from (x for x in vars(self.t_sampler or object).values() if isinstance(x, Tensor))
+        yield self.key
 
 
 class GraphedSampler:

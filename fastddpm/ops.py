@@ -6,6 +6,9 @@ output of twice the data's channels holds the variance's behind the mean's. An `
 A loss `with_grad` comes with its gradient for an upstream gradient of one; without, `grad` is empty. A step's `guidance` and
 `bound`, in the place of its rows' g and bound, are of the arithmetic's dtype, `[B]` or one value.
 
+An optimizer's tensors come in parts of `counts`, each with a row of float64 `rows [parts, 8]` and the number of its steps in
+float32 `steps [1 + parts]`, behind that of the average's. A gradient of `[0]` is none: only that weight's average moves.
+
 The CPU key is served by the C++ extension where it is built, the CUDA key (NVIDIA and ROCm) by Triton. Everything else runs
 `reference`.
 """
@@ -57,6 +60,13 @@ reverse_step_backward = _define(
     "reverse_step_backward",
     f"(Tensor? grad_x_prev, Tensor? grad_x_0, {_STEP}, {_OPTIONS}, Tensor? grad_kept=None)"
     " -> (Tensor grad_model_output, Tensor grad_x_t, Tensor grad_uncond_output)",
+)
+
+adamw_ = _define(
+    "adamw_",
+    "(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs, Tensor(e!)[] averages,"
+    " int[] counts, Tensor rows, Tensor(f!) steps, Tensor? grad_scale, Tensor? found_inf, float? max_grad_norm, float decay,"
+    " int update_after, bool warmup, bool zero_grads) -> Tensor norm",
 )
 
 _extension.load()  # registers the C++ kernels under the CPU key, over the schemas above
@@ -151,3 +161,8 @@ def _(
 def _(grad_x_prev, grad_x_0, model_output, x_t, noise, index, rows, uncond=None, guidance=None, bound=None, grad_kept=None):
     grad_uncond = x_t.new_empty(0) if uncond is None else torch.empty_like(uncond)
     return torch.empty_like(model_output), torch.empty_like(x_t), grad_uncond
+
+
+@_fake(adamw_)
+def _(params, grads, exp_avgs, exp_avg_sqs, averages, counts, rows, steps, grad_scale, found_inf, max_grad_norm, *rest):
+    return steps.new_empty(() if max_grad_norm is not None else 0)

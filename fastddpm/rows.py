@@ -34,9 +34,13 @@ out'    = u + g (out - u), out where there is no u;  a [B] tensor may take g's p
 x_0_hat = clamp(p_x x + p_o out', -bound, bound);  a [B] bound b too: clamp(x_0_hat, -b, b) / b
 x_prev  = k_x x + k_0 x_0_hat + k_o out' + k_h1 h_1 + k_h2 h_2 + k_h3 h_3 + sigma exp(k_v v) z
 kept    = c_x x + c_0 x_0_hat, for samplers whose later steps want more than x_0_hat
+A coefficient of 0 leaves its term out, whatever it would multiply: an infinity that is clipped ends there.
 """
 
-Columns = TypeVar("Columns", NoisingRow, MseRow, VlbRow, StepRow)
+AdamWRow = namedtuple("AdamWRow", "lr beta_1 beta_2 eps weight_decay sign")
+"""An optimizer's settings for some of its weights (not a sample's); sign: -1 to maximize"""
+
+Columns = TypeVar("Columns", NoisingRow, MseRow, VlbRow, StepRow, AdamWRow)
 
 
 def width(kind: type[Columns]) -> int:

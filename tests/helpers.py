@@ -11,6 +11,7 @@ import fastddpm.autograd
 import fastddpm.functional
 import fastddpm.noise
 from fastddpm import _extension, _triton, noise_key, randn, reference
+from fastddpm.rows import StepRow
 from fastddpm.samplers import StepRows
 from fastddpm.train.cli import main
 
@@ -126,6 +127,39 @@ def every_column(steps=1000, variance_type="fixed_small", **columns):
     names = ("p_x", "p_o", "k_x", "k_0", "k_o", "k_h1", "k_h2", "k_h3", "sigma", "g", "c_x", "c_0")
     made = {name: (n + 1) * torch.linspace(-0.2, 0.3, steps) for n, name in enumerate(names)}
     return StepRows(torch.arange(steps), variance_type, **made | {"bound": 0.8, "k_v": 0.1} | columns)
+
+
+UNREAD = ("p_x k_x c_x", "k_x c_x k_0 c_0", "p_o k_o", "g", "k_v", "k_h1 k_h2 k_h3", "sigma")
+"""Of a reverse step's samples, which coefficients are 0 in `unread`."""
+ANYTHING = torch.tensor([torch.nan, torch.inf, -torch.inf])
+
+
+def unread(value):
+    """A reverse step's arguments, where what has no coefficient but 0 is that value: x, x but in x_0_hat, out, out beside u,
+    v, the history, z."""
+    out, u, x, z, *history = (values(len(UNREAD), channels, 3, seed=n) for n, channels in enumerate((4, 4, 2, 2, 2, 2, 2)))
+    rows = every_column(len(UNREAD), "learned_range").on(x.device, x.dtype)
+    for row, names in zip(rows, UNREAD, strict=True):
+        row[[StepRow._fields.index(name) for name in names.split()]] = 0
+    x[2] = 99  # x_0_hat is beyond its bound by x alone
+    for operand in (x[0], x[1], out[2, :2], out[3, :2], out[4, 2:], *(h[5] for h in history), z[6]):
+        operand[:] = value
+    return out, x, z, torch.arange(len(UNREAD)), rows, True, u, None, None, history, True
+
+
+def assert_unread(k):
+    """Anything at all where every coefficient is 0 leaves the results, and their gradients, of a 0 there."""
+    clean, dirty = (k.reverse_step(*unread(value)) for value in (0, ANYTHING))
+    read = torch.arange(len(UNREAD)) != 1  # where x is in x_0_hat, and that in nothing
+    for one, other, samples in zip(clean, dirty, (..., read, ...), strict=True):
+        assert same_bits(one[samples], other[samples]) and one.isfinite().all()
+    grads = values(3, *clean[0].shape, seed=8)
+    clean, dirty = (
+        k.reverse_step_backward(*grads[:2], *arguments[:5], *arguments[6:9], grads[2])
+        for arguments in map(unread, (0, ANYTHING))
+    )
+    for one, other in zip(clean, dirty, strict=True):
+        assert same_bits(one[read], other[read]) and one.isfinite().all()
 
 
 def same_bits(a, b):

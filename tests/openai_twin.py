@@ -217,8 +217,8 @@ class MixedPrecisionTrainer:
         self.master_params = [*model.parameters()]
 
     def _compute_norms(self, grad_scale=1.0):
-        pairs = [(p.grad.norm().item() ** 2, p.norm().item() ** 2) for p in self.master_params]
-        of_grads, of_params = (np.sqrt(sum(squares)) for squares in zip(*pairs, strict=True))
+        params, grads = self.master_params, [p.grad for p in self.master_params if p.grad is not None]
+        of_grads, of_params = (np.sqrt(sum(x.norm().item() ** 2 for x in each)) for each in (grads, params))
         return of_grads / grad_scale, of_params
 
     def optimize(self, opt):

@@ -21,6 +21,8 @@ PARTS = {
     "hybrid": ("loss", "gradient"),
     "kl": ("loss", "gradient"),
     "bits_per_dim": ("vb", "mse", "the next x_t"),
+    "flow": ("x_t", "loss", "gradient"),
+    "edm": ("x_t", "loss", "gradient"),
     "guided": ("x_prev", "x_0_hat"),
     **dict.fromkeys(solvers.FORMULAS, ("x_prev without noise", "x_0_hat")),
 }

@@ -31,16 +31,16 @@ def test_train_resume_sample(tmp_path, data, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--data", data, *TINY]) == 0
     run = tmp_path / "runs" / "squares"
-    left = {"checkpoint.pt", "metrics.jsonl", "samples.png", "loss.png", "timing.json", "model_index.json", "unet", "scheduler"}
+    left = {"metrics.jsonl", "samples.png", "loss.png", "timing.json", "model_index.json", "unet", "scheduler", checkpoint.NAME}
     assert {path.name for path in run.iterdir()} == left
     output = capsys.readouterr().out
-    assert all(stage in output for stage in ("noising", "network", "loss", "optimizer", "EMA", "total", "1.00x"))
+    assert all(stage in output for stage in ("noising", "network", "loss", "update", "total", "1.00x"))
 
     assert main(["train", "--resume", "--out", str(run), "--steps=6"]) == 0
     assert checkpoint.load(run, "cpu")["step"] == 6
 
-    assert main(["sample", str(run), "-n", "3", "--steps=4", "--out", str(tmp_path / "three.png")]) == 0
-    assert Image.open(tmp_path / "three.png").size == (3 * 72 + 8, 80)
+    assert main(["sample", str(run), "-n", "3", "--steps=4", "--out", "three.png"]) == 0
+    assert Image.open(run / "three.png").size == (3 * 72 + 8, 80)
 
 
 @needs_diffusers
@@ -68,7 +68,7 @@ def test_mistakes(tmp_path, data, capsys):
         ["train", f"--data={data}", "--schedule=sine"], capsys
     )
     assert "width: expected a multiple of 8, got 12" in fails(["train", f"--data={data}", out, "--width=12"], capsys)
-    assert "checkpoint.pt" in fails(["sample", str(tmp_path)], capsys)
+    assert checkpoint.NAME in fails(["sample", str(tmp_path)], capsys)
     assert not (tmp_path / "run").exists()
     (tmp_path / "run").write_text("a file where the folder would be")
     assert "run" in fails(["train", f"--data={data}", out, *TINY], capsys)

@@ -116,3 +116,26 @@ def test_a_table_is_made_while_a_graph_is_traced():
     x, key = values(2, 3, 4, 4), noise_key(0, batch_size=2)
     compiled = torch.compile(lambda x, t: q_sample(x, t, schedule, key), backend=backend)
     assert torch.equal(compiled(x, spread(2)), q_sample(x, spread(2), schedule, key)) and made == [1]
+
+
+def check_shapes(module, compiled):
+    """No first size is 2, which a key has too: a compiler takes equal sizes for one."""
+    for batch, *rest in ((3, 5, 4), (6, 5, 4), (4, 6, 7)):
+        given = values(batch, *rest, seed=batch), spread(batch), noise_key(batch, 2, batch)
+        for got, expected in zip(compiled(*given), module(*given), strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_one_graph_takes_every_shape():
+    counter, module = CompileCounterWithBackend("aot_eager"), Losses(NoiseSchedule.linear(1000))
+    check_shapes(module, torch.compile(module, fullgraph=True, dynamic=True, backend=counter))
+    assert counter.frame_count == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("mode", ["default", "max-autotune"])
+def test_inductor_gives_what_eager_code_gives(mode, dynamic):
+    torch._dynamo.reset()  # it keeps a few compilations of one function
+    module = Losses(NoiseSchedule.linear(1000))
+    check_shapes(module, torch.compile(module, fullgraph=True, dynamic=dynamic, mode=mode))

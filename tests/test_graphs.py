@@ -12,6 +12,7 @@ from recorded_graphs import recorded
 from fastddpm import GaussianDiffusion, LossSecondMoment, NoiseSchedule, advance, graphs, noise_key
 from fastddpm.densities import LogitNormal
 from fastddpm.graphs import NOT_REPLAYED, GraphedSampler, GraphedTrainingStep
+from fastddpm.optim import AdamW
 from fastddpm.samplers import SAMPLERS
 
 SHAPE = (4, 3, 8, 8)
@@ -75,19 +76,42 @@ class Run:
             key = self.key[: len(x_0)].clone()
             loss = self.diffusion.training_loss(self.model, x_0, key, kwargs, t_sampler=self.t_sampler)
         loss.backward()
+        self.update()
+        advance(self.key)
+        return loss.detach()
+
+    def update(self):
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 0.5)
         self.optimizer.step()
         with torch.no_grad():
             for mine, theirs in zip(self.average.parameters(), self.model.parameters(), strict=True):
                 mine.lerp_(theirs, 1 - 0.9)
-        advance(self.key)
-        return loss.detach()
 
     def state(self):
         moments = [x for state in self.optimizer.state.values() for x in state.values()]
         kept = [] if self.t_sampler is None else [x.clone() for x in self.t_sampler.state_dict().values()]
         modules = [x.detach().clone() for m in (self.model, self.average) for x in m.state_dict().values()]
         return [*modules, *(x.clone() for x in moments), self.key.clone(), *kept, torch.rand(3, device=self.device)]
+
+
+class OwnRun(Run):
+    """With fastddpm's optimizer, which clips and averages."""
+
+    def __init__(self, lane):
+        super().__init__(lane)
+        self.average = None
+        lr = torch.tensor(1e-2, device=self.device)
+        self.optimizer = AdamW(self.model.parameters(), lr, max_grad_norm=0.5, ema_decay=0.9)
+
+    def step(self, **options):
+        return super().step(average=None, clip_norm=None, **options)
+
+    def update(self):
+        self.optimizer.step()
+
+    def state(self):
+        self.average = torch.nn.ParameterList(self.optimizer.average.tensors)
+        return [*super().state(), self.optimizer._parts.steps.clone()]
 
 
 def batches(run, sizes=(4,) * 6, labels=False):
@@ -166,9 +190,31 @@ def test_gradients_lie_still_after_a_capture(lane):
     assert seen[0] and all(here == seen[0] for here in seen)
 
 
-def test_a_loaded_optimizer_state_is_captured_anew(lane):
+@pytest.mark.filterwarnings("ignore:uncaptured")
+def test_fastddpms_own_optimizer(lane):
+    """A graph's gradients, moments and averages lie still; batches that it does not take go through the same ones."""
+    mine, plain, sizes = OwnRun(lane), OwnRun(lane), (4, 4, 3, 4)
+    step, seen = mine.step(), []
+    torch.manual_seed(1)
+    got = []
+    for batch in batches(mine, sizes):
+        got.append(step(*batch))
+        seen.append([x.grad.data_ptr() for x in mine.model.parameters() if x.grad is not None])
+    state = mine.state()
+    torch.manual_seed(1)
+    assert all_same(got, [plain.plain(*batch) for batch in batches(plain, sizes)]) and all_same(state, plain.state())
+    if lane != "uncaptured":
+        assert all(here == seen[0] for here in seen)
+    with pytest.raises(ValueError, match="clip_norm: expected None, since the optimizer clips"):
+        Run.step(mine, average=None)
+    with pytest.raises(ValueError, match="average: expected None, since the optimizer has one"):
+        Run.step(mine, average=copy.deepcopy(mine.model))
+
+
+@pytest.mark.parametrize("kind", [Run, OwnRun])
+def test_a_loaded_optimizer_state_is_captured_anew(lane, kind):
     """Its moments are other tensors than those that a graph knows."""
-    mine, plain = Run(lane), Run(lane)
+    mine, plain = kind(lane), kind(lane)
     step = mine.step()
     for run, call in ((mine, step), (plain, plain.plain)):
         torch.manual_seed(1)

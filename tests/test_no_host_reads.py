@@ -11,6 +11,7 @@ from helpers import every_column, values
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastddpm import GaussianDiffusion, NoiseSchedule, advance, noise_key, prior_kl, reference, reverse_step, samplers
+from fastddpm.optim import AdamW
 from fastddpm.schedule import PREDICTION_TYPES
 
 READS = ("_local_scalar_dense", "item", "nonzero", "masked_select", "equal", "is_nonzero", "unique", "_unique2", "bincount")
@@ -55,6 +56,18 @@ class Model(torch.nn.Module):
 
     def forward(self, x, t):
         return self.net(x) + self.time(t)[:, :, None, None]
+
+
+def test_an_optimizers_step_neither_reads_nor_uploads():
+    """Its learning rate a tensor; after the first step, which makes its tables."""
+    model = torch.nn.Linear(3, 3)
+    optimizer = AdamW(model.parameters(), torch.tensor(1e-3), max_grad_norm=1.0, ema_decay=0.9, ema_warmup=True)
+    for armed in (False, True, True):
+        optimizer.zero_grad()
+        model(values(2, 3)).sum().backward()
+        with NoHostReads(uploads=False, armed=armed) as ops_seen:
+            optimizer.step()
+    assert ops_seen.seen.count("adamw_") == 1
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)

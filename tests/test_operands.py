@@ -4,15 +4,17 @@ import itertools
 
 import pytest
 import torch
-from helpers import DTYPES, KINDS, LAYOUTS, noise_of, same_bits, spread, threads, values
+from helpers import DTYPES, KINDS, LAYOUTS, assert_unread, noise_of, same_bits, spread, threads, values
 
 from fastddpm import (
     NoiseSchedule,
     hybrid_loss,
     mse_loss,
     noise_key,
+    ops,
     q_sample,
     q_step,
+    reference,
     reverse_step,
     samplers,
     vlb_loss,
@@ -207,6 +209,11 @@ def test_a_nan_stays_in_its_sample(bad, layout, dtype):
                 assert value[touched].isnan().all(), name
     if bad == bad:
         assert not dirty["q_sample"][1, 1, 2, 0].isfinite()
+
+
+@pytest.mark.parametrize("k", [ops, reference], ids=["kernel", "reference"])
+def test_an_operand_whose_coefficients_are_0_may_hold_anything(k):
+    assert_unread(k)
 
 
 def test_a_nan_in_the_output_is_not_clipped_away():

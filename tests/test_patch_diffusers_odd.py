@@ -12,6 +12,7 @@ pytest.importorskip("diffusers")
 import diffusers
 
 from fastddpm.integrations import diffusers as ours
+from fastddpm.integrations.tables import KEPT
 
 DDPM, DDIM = diffusers.DDPMScheduler, diffusers.DDIMScheduler
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
@@ -107,6 +108,21 @@ def test_an_odd_step_ends_as_the_original_does(case, cls, steps, prediction):
     if wanted.prev_sample.requires_grad:
         for each in (wanted, came):
             each.prev_sample.square().sum().backward()
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("cls", [DDPM, DDIM])
+def test_an_infinity_that_the_original_clips_is_clipped(cls, prediction):
+    plain, patched = pair(cls, prediction_type=prediction)
+    out = OUT.clone()
+    out.view(-1)[:3] = torch.tensor([torch.inf, -torch.inf, torch.nan])
+    for t in plain.timesteps:
+        wanted, came = (each.step(out, t, X, generator=torch.manual_seed(0)) for each in (plain, patched))
+        for one, other in zip(wanted.to_tuple(), came.to_tuple(), strict=True):
+            torch.testing.assert_close(other[one.isfinite()], one[one.isfinite()], rtol=1e-5, atol=1e-5)
+            assert other.view(-1)[2].isnan()
+        finite = wanted.prev_sample.isfinite().view(-1)
+        assert finite[3:].all() and (cls is DDIM or finite[:2].all())
 
 
 def test_a_step_may_return_a_tuple():
@@ -248,6 +264,20 @@ def test_the_same_timesteps_set_again_make_no_table(mode):
         patched.step(OUT, patched.timesteps[0], X)
     if mode is torch.no_grad:  # nobody counts what is written in inference mode
         assert patched._fastddpm.tables["step"][-1] is not first
+
+
+def test_loops_that_take_turns_find_their_tables_again():
+    _, patched = pair(DDPM)
+
+    def table(steps):
+        patched.set_timesteps(steps)
+        patched.step(OUT, patched.timesteps[0], X)
+        return patched._fastddpm.tables["step"][-1]
+
+    few, more = table(4), table(6)
+    assert table(4) is few is not more and table(6) is more
+    others = [table(steps) for steps in range(7, 7 + KEPT)]
+    assert table(7) is others[0] and table(4) is not few
 
 
 def test_a_gradient_flows_to_given_variance_noise():

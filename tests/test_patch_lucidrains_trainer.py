@@ -70,9 +70,10 @@ def folders(tmp_path):
     return made
 
 
-def test_a_patched_trainer_trains_as_the_original(folders, capsys):
+@pytest.mark.parametrize("update", [False, True])
+def test_a_patched_trainer_trains_as_the_original(folders, capsys, update):
     plain, patched = map(trainer, folders)
-    handle = fastddpm.patch(patched)
+    handle = fastddpm.patch(patched, update=update)
     (wanted, state), (came, its_state) = trained(plain), trained(patched)
     assert len(came) == 40 and torch.equal(state, its_state)
     torch.testing.assert_close(came, wanted, rtol=0, atol=1e-6)
@@ -92,10 +93,11 @@ def test_a_patched_trainer_trains_as_the_original(folders, capsys):
                 assert one[path] == other[path], path
 
 
-def test_undone_it_trains_with_the_original_bits(folders):
+@pytest.mark.parametrize("update", [False, True])
+def test_undone_it_trains_with_the_original_bits(folders, update):
     plain, undone = map(trainer, folders)
     before = dict(vars(undone))
-    handle = fastddpm.patch(undone)
+    handle = fastddpm.patch(undone, update=update)
     handle.undo()
     assert list(vars(undone)) == list(before) and all(vars(undone)[name] is value for name, value in before.items())
     (wanted, _), (came, _) = trained(plain), trained(undone)
@@ -125,9 +127,10 @@ def test_a_diffusion_that_was_patched_before_stays_so(folders):
     assert MARK in vars(model) and MARK in vars(made.ema.ema_model)
 
 
-def test_training_goes_on_from_a_checkpoint_of_either(folders):
+@pytest.mark.parametrize("update", [False, True])
+def test_training_goes_on_from_a_checkpoint_of_either(folders, update):
     plain, patched = map(trainer, folders)
-    fastddpm.patch(patched)
+    fastddpm.patch(patched, update=update)
     for one in (plain, patched):
         trained(one)
         one.train_num_steps = 25
@@ -144,6 +147,49 @@ def test_training_goes_on_from_a_checkpoint_of_either(folders):
 
 
 # ---- the optimizer ----
+
+
+def test_undone_half_way_it_trains_on(folders):
+    plain, patched = map(trainer, folders)
+    losses = []
+    for one in (plain, patched):
+        one.train_num_steps = 10
+        if one is patched:
+            handle = fastddpm.patch(one, update=True)
+        trained(one)
+        if one is patched:
+            assert isinstance(one.opt.optimizer, fastddpm.optim.AdamW)
+            handle.undo()
+        one.train_num_steps = 20
+        losses.append(trained(one)[0])
+        assert type(one.opt.optimizer) is torch.optim.Adam
+    assert len(losses[0]) == 20
+    torch.testing.assert_close(*losses, rtol=0, atol=1e-6)
+    one, other = (dict(leaves(one.opt.state_dict())) for one in (plain, patched))
+    assert list(one) == list(other) and one[".state.0.step"] == other[".state.0.step"] == 20
+
+
+def test_an_optimizer_that_is_asked_for_more_is_given_back(folders):
+    """Weight decay, which Adam adds to the gradients."""
+    plain, patched = map(trainer, folders)
+    handle = fastddpm.patch(patched, update=True)
+    for one in (plain, patched):
+        one.train_num_steps = 5
+        trained(one)
+        one.opt.param_groups[0]["weight_decay"] = 0.5
+        one.train_num_steps = 10
+    torch.testing.assert_close(trained(patched)[0], trained(plain)[0], rtol=0, atol=1e-6)
+    assert (
+        type(patched.opt.optimizer) is torch.optim.Adam and "fell back 1 times: step: Adam's weight_decay" in handle.summary()
+    )
+
+
+def test_a_scaled_loss_keeps_its_optimizer(folders):
+    made = trainer(folders[0])
+    made.accelerator.scaler = torch.amp.GradScaler("cpu", enabled=False)
+    handle = fastddpm.patch(made, update=True)
+    assert type(made.opt.optimizer) is torch.optim.Adam
+    assert "left to the original: step (accelerate scales the loss, or shards the weights)" in handle.summary()
 
 
 def optimizer(cls=torch.optim.Adam, dtype=torch.float32, **options):

@@ -112,6 +112,23 @@ def test_a_table_that_is_assigned_is_noticed(peer, name):
     assert list(handle.fell_back) == ["ddim_sample: tables that do not follow from the betas, or are not of num_timesteps"]
 
 
+def test_a_table_that_is_written_into_while_another_stands_in_its_place_is_noticed(peer):
+    _, patched, handle = peer.pair()
+    table = patched.alphas_cumprod
+
+    def step():
+        with torch.no_grad():
+            patched.ddim_sample(peers.network("LEARNED_RANGE"), peers.images(), peers.BATCH)
+        return sum(handle.fell_back.values())
+
+    assert step() == 0
+    patched.alphas_cumprod = table * 0.9
+    assert step() == 1
+    table *= 0.9
+    patched.alphas_cumprod = table
+    assert step() == 2
+
+
 def test_a_number_of_timesteps_that_is_assigned_is_noticed(peer):
     plain, patched, handle = peer.pair()
     model, x = peers.network("LEARNED_RANGE"), peers.images()

@@ -1,6 +1,8 @@
 """OpenAI's trainers, patched, beside their own: twenty steps."""
 
+import os
 import pickle
+import sys
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -54,26 +56,31 @@ def peer(request, monkeypatch):
     names = ("batch_size", "microbatch", "lr", "ema_rate", "log_interval", "save_interval", "resume_checkpoint")
     given = dict(zip(names, (8, 4, 1e-3, ",".join(map(str, RATES)), 10, 10, ""), strict=True))
     train_util = peers.imported(peer.name, "train_util")
-    peer.loop = lambda: train_util.TrainLoop(model=Module(), diffusion=peer.diffusion(), data=None, **given)
+    peer.loop = lambda **options: train_util.TrainLoop(model=Module(), diffusion=peer.diffusion(), data=None, **given | options)
     yield peer
     dist.destroy_process_group()
 
 
-def trained(peer, loop):
+def trained(peer, loop, steps=STEPS):
     """The trainer after its steps, and what it logged."""
     torch.manual_seed(0)
     np.random.seed(0)
     peer.logged.clear()
-    for step in range(STEPS):
+    for step in range(steps):
         loop.run_step(peers.images(size=4).repeat(2, 1, 1, 1) * (1 - step / 40), {})
     return loop, list(peer.logged), torch.get_rng_state().tolist(), str(np.random.get_state())
 
 
-def test_twenty_steps_are_theirs(peer, monkeypatch):
-    """But where t is 0, which theirs of float32 gets wrong: there is none among these."""
+@pytest.fixture
+def without_0(monkeypatch):
+    """No t is 0, which theirs of float32 gets wrong."""
     monkeypatch.setattr(np.random, "choice", lambda n, size, p=None: 1 + np.random.randint(n - 1, size=size))
+
+
+@pytest.mark.parametrize("update", [False, True])
+def test_twenty_steps_are_theirs(peer, without_0, update):
     patched = peer.loop()
-    handle = fastddpm.patch(patched, force=peer.twin)
+    handle = fastddpm.patch(patched, force=peer.twin, update=update)
     plain, wanted, *states = trained(peer, peer.loop())
     _, got, *others = trained(peer, patched)
     assert states == others and not handle.fell_back and not any(part.fell_back for part in handle.parts)
@@ -169,12 +176,72 @@ def test_a_handle_is_pickled(peer):
     assert pickle.loads(pickle.dumps(handle)).peer == handle.peer
 
 
-def test_undone_a_trainer_is_what_it_was(peer):
+@pytest.mark.parametrize("update", [False, True])
+def test_undone_a_trainer_is_what_it_was(peer, update):
     loop = peer.loop()
-    parts = [part for part in (loop, loop.diffusion, getattr(loop, "mp_trainer", None)) if part is not None]
+    parts = [loop, loop.diffusion, *([loop.mp_trainer] if hasattr(loop, "mp_trainer") else []), *([loop.opt] * update)]
     before = [dict(vars(part)) for part in parts]
-    with fastddpm.patch(loop, force=peer.twin) as handle:
+    with fastddpm.patch(loop, force=peer.twin, update=update) as handle:
         assert len(handle.parts) == len(parts) - 1
         trained(peer, loop)
     for part, kept in zip(parts, before, strict=True):
         assert [*vars(part)] == [*kept] and all(vars(part)[name] is kept[name] for name in kept if name != "step")
+
+
+# ---- its optimizer ----
+
+
+def losses(peer, loop, steps=STEPS):
+    logged = trained(peer, loop, steps)[1]
+    return np.array([value for name, value in logged if name in ("loss", "grad_norm")])
+
+
+def test_undone_half_way_it_trains_on(peer, without_0):
+    plain, patched = peer.loop(), peer.loop()
+    with fastddpm.patch(patched, force=peer.twin, update=True):
+        for loop in (plain, patched):
+            losses(peer, loop, 10)
+    wanted, got = (losses(peer, loop, 10) for loop in (plain, patched))
+    np.testing.assert_allclose(got, wanted, rtol=5e-6)
+    torch.testing.assert_close(patched.opt.state_dict(), plain.opt.state_dict(), rtol=1e-4, atol=1e-7)
+    assert type(patched.opt) is torch.optim.AdamW and float(patched.opt.state[patched.model.scale]["step"]) == 20
+
+
+@pytest.mark.parametrize("options", [{"lr_anneal_steps": 15}, {"use_fp16": True}, {"ema_rate": "0.9", "weight_decay": 0.1}])
+def test_annealed_in_float16_and_decayed_it_is_theirs(peer, without_0, options, monkeypatch):
+    if peer.twin:
+        pytest.skip("a stand-in does neither")
+    monkeypatch.setattr(Module, "convert_to_fp16", lambda self: None, raising=False)  # in float32 it rounds as finely as ours
+    plain, patched = peer.loop(**options), peer.loop(**options)
+    handle = fastddpm.patch(patched, update=True)
+    apart = "use_fp16" in options and peer.name == "improved_diffusion"
+    assert ("left to the original: the first average (optimize_fp16 averages itself)" in handle.summary()) is apart
+    wanted, got = (losses(peer, loop, 14) for loop in (plain, patched))
+    np.testing.assert_allclose(got, wanted, rtol=5e-6)
+    assert plain.opt.param_groups[0]["lr"] == patched.opt.param_groups[0]["lr"]
+    for one, other in zip(plain.ema_params, patched.ema_params, strict=True):
+        torch.testing.assert_close([*other], [*one], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("saved_by", ["patched", "plain"])
+def test_what_either_saved_the_other_resumes(peer, without_0, saved_by, monkeypatch, tmp_path):
+    if peer.twin:
+        pytest.skip("a stand-in saves nothing")
+    files = {"join": os.path.join, "dirname": os.path.dirname, "exists": os.path.exists, "BlobFile": open}
+    for name, function in files.items():
+        monkeypatch.setattr(sys.modules["blobfile"], name, function, raising=False)
+    monkeypatch.setattr(peers.imported(peer.name, "train_util"), "get_blob_logdir", lambda: str(tmp_path))
+    first, uninterrupted = peer.loop(), peer.loop()
+    if saved_by == "patched":
+        fastddpm.patch(first, update=True)
+    for loop in (first, uninterrupted):
+        losses(peer, loop, 10)
+        loop.step = 10
+    first.save()
+    resumed = peer.loop(resume_checkpoint=str(tmp_path / "model000010.pt"))
+    if saved_by == "plain":
+        fastddpm.patch(resumed, update=True)
+    wanted, got = (losses(peer, loop, 10) for loop in (uninterrupted, resumed))
+    np.testing.assert_allclose(got, wanted, rtol=5e-6)
+    for one, other in zip(uninterrupted.ema_params, resumed.ema_params, strict=True):
+        torch.testing.assert_close([*other], [*one], rtol=1e-5, atol=1e-6)

@@ -132,6 +132,17 @@ def test_opcheck_vlb(layout, dtype):
         check(ops.vlb_terms, out, x_0, None, key(), t, rows, tanh, None, None)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_opcheck_adamw(dtype):
+    params, grads = ([PLACES["channels_last"](values(*SHAPE, dtype=dtype, seed=seed + i)) for i in range(3)] for seed in (0, 3))
+    moments, squares, averages = ([torch.ones_like(p, dtype=torch.float32) for p in params] for _ in range(3))
+    grads[2] = grads[2].new_empty(0)
+    rows = torch.tensor([[1e-3, 0.9, 0.99, 1e-8, 0.1, 1, 0, 0]] * 2, dtype=torch.float64)
+    for last, average in ((None, averages), (1.0, [])):
+        options = (torch.ones(()), torch.zeros(()), last, 0.9, 0, False, last is None)
+        check(ops.adamw_, params, grads, moments, squares, average, [1, 2], rows, torch.zeros(3), *options)
+
+
 def test_opcheck_empty_batch():
     empty, no_key, t = values(0, 3), noise_key(1, 2, 0), torch.zeros(0, dtype=torch.int64)
     check(ops.noising, empty, no_key, t, q_sample_rows(SCHEDULE, CPU, torch.float32))

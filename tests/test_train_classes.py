@@ -22,7 +22,7 @@ from fastddpm.train.drawing import draw
 from fastddpm.train.evaluate import evaluate, load_data
 from fastddpm.train.results import write_results
 from fastddpm.train.runs import load_run
-from fastddpm.train.trainer import Trainer, make_optimizer
+from fastddpm.train.trainer import Trainer
 
 CONFIG = TrainConfig(
     data="digits", class_conditional=True, label_dropping=0.5, steps=6, batch_size=8, width=16, timesteps=20, log_every=3
@@ -162,19 +162,12 @@ def test_a_crashed_run_resumes_to_the_same_bits(tmp_path, monkeypatch, step):
     assert all(torch.equal(weights[name], weight) for name, weight in resumed.network.state_dict().items())
 
 
-def capturable(network, config):
-    optimizer = make_optimizer(network, config)
-    optimizer.param_groups[0]["capturable"] = True
-    return optimizer
-
-
 def test_a_captured_step_reads_each_batchs_labels(tmp_path, monkeypatch):
     eager = Trainer(CONFIG, tmp_path)
     losses = [eager.train_step() for eager.step in range(4)]
     monkeypatch.setattr(graphs, "_has_graphs", lambda device: True)
     monkeypatch.setattr(graphs, "_beside", lambda run, device: run())
     monkeypatch.setattr(graphs, "_captured", recorded)
-    monkeypatch.setattr("fastddpm.train.trainer.make_optimizer", capturable)
     captured = Trainer(CONFIG, tmp_path)
     assert captured.graphed.captures
     assert torch.equal(torch.stack([captured.train_step() for captured.step in range(4)]), torch.stack(losses))

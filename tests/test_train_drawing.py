@@ -63,17 +63,17 @@ def sheet(path, count):
     return np.stack([pixels[8:72, 72 * i + 8 : 72 * i + 72] for i in range(count)]).astype(int)
 
 
-def test_each_of_several_seeds_makes_the_first_image_of_its_own(run, tmp_path):
-    command = ["sample", str(run), "--sampler", "euler_ancestral", "--steps", "4", "--out", str(tmp_path / "a.png")]
+def test_each_of_several_seeds_makes_the_first_image_of_its_own(run):
+    command = ["sample", str(run), "--sampler", "euler_ancestral", "--steps", "4", "--out", "a.png"]
     assert main([*command, "--seed", "5,1,-2"]) == 0
-    together = sheet(tmp_path / "a.png", 3)
+    together = sheet(run / "a.png", 3)
     for seed, image in zip((5, 1, -2), together, strict=True):
         assert main([*command, f"--seed={seed}", "-n", "1"]) == 0
-        assert abs(sheet(tmp_path / "a.png", 1)[0] - image).max() <= 1
+        assert abs(sheet(run / "a.png", 1)[0] - image).max() <= 1
     assert abs(together[0] - together[1]).max() > 10
 
 
-def test_mistakes(run, tmp_path, capsys):
+def test_mistakes(run, capsys):
     command = ["sample", str(run), "--steps=2"]
     assert "--seed: expected one, or one for each of the images, -n 5, got 3" in fails(
         [*command, "--seed=1,2,3", "-n5"], capsys
@@ -83,12 +83,31 @@ def test_mistakes(run, tmp_path, capsys):
     assert "sampler lcm of 60 steps: steps" in fails([*command, "--sampler=lcm", "--steps=60"], capsys)
     assert "spacing: expected one of" in fails([*command, "--sampler=ddim", "--spacing=even"], capsys)
     for option, suffix in (("--out", ".png"), ("--gif", ".gif")):
-        assert f"{option}: expected a {suffix} file" in fails([*command, option, str(tmp_path / "a.txt")], capsys)
-        told = fails([*command, option, str(tmp_path / "no" / f"a{suffix}")], capsys)
+        assert f"{option}: expected a {suffix} file" in fails([*command, option, "a.txt"], capsys)
+        told = fails([*command, option, f"no/a{suffix}"], capsys)
         assert f"{option}: expected a file that can be written, in a folder that exists" in told
-        (tmp_path / f"folder{suffix}").mkdir()
-        assert f"{option}: expected a file" in fails([*command, option, str(tmp_path / f"folder{suffix}")], capsys)
+        (run / f"folder{suffix}").mkdir()
+        assert f"{option}: expected a file" in fails([*command, option, f"folder{suffix}"], capsys)
     assert not (run / "samples.png").exists()
+
+
+@pytest.mark.parametrize("kind", ["sample --out", "sample --gif", "compare --out"])
+def test_nothing_is_written_outside_the_runs_folder(run, tmp_path, capsys, kind):
+    command, option = kind.split()
+    suffix = {"--out": ".png", "--gif": ".gif"}[option]
+    (run / "way_out").unlink(missing_ok=True)
+    (run / "way_out").symlink_to(tmp_path)
+    for path in (tmp_path / f"a{suffix}", f"../a{suffix}", f"way_out/a{suffix}", run.parent / f"{run.name}2{suffix}"):
+        told = fails([command, str(run), "-n1", "--steps=2", option, str(path)], capsys)
+        assert f"{option}: expected a file in the run's folder, '{run}', got " in told
+    assert not list(tmp_path.iterdir()) and not list(run.parent.glob(f"*{suffix}"))
+
+
+def test_a_path_may_name_the_runs_folder_or_start_in_it(run, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    for path in (f"{run.name}/b.png", run / "c.png", "d.png"):
+        assert main(["sample", run.name, "-n1", "--steps=1", "--out", str(path)]) == 0
+    assert all((run / f"{name}.png").exists() for name in "bcd")
 
 
 @pytest.mark.parametrize(
@@ -111,8 +130,8 @@ def test_mistakes_of_grammar(arguments, told, capsys):
 # ---- the film ----
 
 
-def test_the_film_ends_with_the_picture(run, tmp_path, capsys):
-    out, gif = tmp_path / "a.png", tmp_path / "a.gif"
+def test_the_film_ends_with_the_picture(run, capsys):
+    out, gif = run / "film.png", run / "film.gif"
     assert main(["sample", str(run), "--steps=5", "-n2", "--seed=1", "--out", str(out), "--gif", str(gif)]) == 0
     assert str(gif) in capsys.readouterr().out
     film = Image.open(gif)

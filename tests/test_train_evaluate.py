@@ -80,7 +80,7 @@ def test_fewer_steps_and_one_image(run):
 
 def test_mistakes(run, tmp_path, capsys):
     assert r"steps: expected 1 .. 25" in fails(["eval", str(run.out), "--steps=26"], capsys)
-    assert "checkpoint.pt" in fails(["eval", str(tmp_path)], capsys)
+    assert "checkpoint.safetensors" in fails(["eval", str(tmp_path)], capsys)
     assert "no such file" in fails(["eval", str(run.out), "--data=nowhere"], capsys)
     np.save(tmp_path / "wide.npy", np.zeros((2, 8, 10), np.uint8))
     told = fails(["eval", str(run.out), f"--data={tmp_path / 'wide.npy'}"], capsys)

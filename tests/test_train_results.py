@@ -98,7 +98,7 @@ def test_timings(run):
         assert stages["total"][column] == pytest.approx(sum(stages[stage][column] for stage in report.STAGES))
     rows = {line.split()[0]: line.split()[1:] for line in run.table.splitlines() if line.endswith("x")}
     assert list(rows) == list(stages)
-    assert [rows[stage][-1] for stage in ("network", "optimizer", "EMA")] == ["1.00x"] * 3
+    assert rows["network"][-1] == "1.00x"
 
 
 def test_timing_leaves_the_run_alone(run):
@@ -112,7 +112,7 @@ def test_the_eager_step_that_is_timed_is_the_same_step(run, prediction):
     config = TrainConfig(**{**run.config.to_dict(), "prediction": prediction})
     diffusion = config.diffusion()
     step = report._Step(type("Run", (), {**vars(run), "config": config, "diffusion": diffusion}), report._Clock(run.device))
-    x_0 = run.images[:16]
+    x_0 = run.data.images[:16]
     noise, t, x_t = step._eager_noising(x_0)
     assert torch.allclose(x_t, q_sample(x_0, t, diffusion.schedule, noise), atol=1e-5)
     output = torch.sin(x_t)

@@ -1,10 +1,7 @@
 """A run stopped at any moment and resumed ends with the bits of a run that never stopped."""
 
-import json
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import fields, replace
 
 import pytest
@@ -12,9 +9,10 @@ import torch
 
 pytest.importorskip("diffusers")
 
-from crash import CrashError, crash_at
+from crash import CrashError, assert_same_run, crash_at, losses
 
 from fastddpm.train import TrainConfig, UsageError, checkpoint, resume, train
+from fastddpm.train.config import FREE
 from fastddpm.train.data import Data
 from fastddpm.train.trainer import Trainer
 
@@ -38,77 +36,6 @@ def unbroken(tmp_path_factory):
     train(CONFIG, out)
     torch.set_num_threads(before)
     return out
-
-
-def assert_same_run(out, expected):
-    got, want = checkpoint.load(out, "cpu"), checkpoint.load(expected, "cpu")
-    assert got["step"] == want["step"] == CONFIG.steps
-    for part in ("network", "average", "generators"):
-        assert all(torch.equal(got[part][name], want[part][name]) for name in want[part]), part
-    moments = [(a, b) for a, b in zip(got["optimizer"]["state"].values(), want["optimizer"]["state"].values(), strict=True)]
-    assert all(torch.equal(a[name], b[name]) for a, b in moments for name in b)
-    assert losses(out) == losses(expected)
-
-
-def losses(out):
-    """(step, loss) of every line; a broken line would not parse."""
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [(line["step"], line["loss"]) for line in lines]
-
-
-IMPORTS = "import os, signal, sys\nfrom fastddpm.train import checkpoint, cli, trainer"
-
-
-def run_script(out, patch):
-    """The command line in a process of its own, with `patch` run before it: patches say where it meets its end."""
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in CONFIG.to_dict().items() if value not in (None, False)]
-    script = f"{IMPORTS}\n{patch}\nsys.exit(cli.main(sys.argv[1:]))"
-    command = [sys.executable, "-c", script, "train", f"--out={out}", *options]
-    return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
-
-
-SIGNAL_IN_STEP = """
-step = trainer.Trainer.train_step
-def train_step(self):
-    if self.step == 13:
-        os.kill(os.getpid(), signal.{name})
-    return step(self)
-trainer.Trainer.train_step = train_step
-"""
-
-KILL_IN_CHECKPOINT = """
-replace, calls = os.replace, []
-def killing(aside, path):
-    calls.append(path)
-    if sum(path.name == checkpoint.NAME for path in calls) == 3:  # steps 0 and 5 are saved, 10 is about to be
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(aside, path)
-os.replace = killing
-"""
-
-
-@pytest.mark.parametrize(
-    "patch, saved", [(SIGNAL_IN_STEP.format(name="SIGKILL"), 10), (KILL_IN_CHECKPOINT, 5)], ids=["step", "checkpoint"]
-)
-def test_killed_run(tmp_path, unbroken, patch, saved):
-    done = run_script(tmp_path, patch)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert checkpoint.load(tmp_path, "cpu")["step"] == saved
-    assert losses(tmp_path)[-1][0] > saved  # so the file ran ahead of the checkpoint
-    with open(tmp_path / "metrics.jsonl", "a") as file:
-        file.write('{"step": 15, "lo')  # a line that a kill cut short
-    resume(tmp_path)
-    assert_same_run(tmp_path, unbroken)
-
-
-def test_interrupted_run_finishes_its_step_and_saves(tmp_path, unbroken):
-    done = run_script(tmp_path, SIGNAL_IN_STEP.format(name="SIGINT"))
-    assert done.returncode == 128 + signal.SIGINT, done.stderr
-    assert f"fastddpm train --resume --out {tmp_path}" in done.stderr and "Traceback" not in done.stderr
-    assert checkpoint.load(tmp_path, "cpu")["step"] == 14
-    assert not (tmp_path / "samples.png").exists()
-    resume(tmp_path)
-    assert_same_run(tmp_path, unbroken)
 
 
 @pytest.mark.parametrize("step", [0, 5, 17])
@@ -196,8 +123,8 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("name", [setting.name for setting in fields(TrainConfig) if setting.name != "steps"])
-def test_no_setting_but_steps_may_change(name):
+@pytest.mark.parametrize("name", [setting.name for setting in fields(TrainConfig) if setting.name not in FREE])
+def test_no_setting_that_a_result_depends_on_may_change(name):
     saved = TrainConfig(data="digits", class_conditional=name == "label_dropping")
     with pytest.raises(UsageError, match=rf"these differ: {name} \(the run's: [^()]*\)$"):
         replace(saved, **{name: OTHERS[name]}).check_resumable(saved, 0)

@@ -1,5 +1,5 @@
-"""A batch on one rank and on two (gloo): the same timesteps, x_t, losses and gradients of the output, to the bit. And the word
-about a first_sample that is left out there."""
+"""A batch on one rank and on two (gloo): the same timesteps, x_t, losses and gradients of the output, to the bit; an
+optimizer's step under DistributedDataParallel. And the word about a first_sample that is left out there."""
 
 import os
 import warnings
@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 
 import fastddpm.noise
 from fastddpm import GaussianDiffusion, NoiseSchedule, noise_key, q_sample, timesteps
+from fastddpm.optim import AdamW
 
 BATCH, SEED, STEP = 12, 5, 77
 SCHEDULE = NoiseSchedule.linear(100)
@@ -34,6 +35,21 @@ def results(first, count):
     return torch.cat((q_sample(x_0, t, SCHEDULE, key), grad, loss.detach()[:, None], t[:, None].float()), 1)
 
 
+def network():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(33, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+
+
+def trained(model, part):
+    """The weights and their averages after three steps on a part of the batch."""
+    optimizer = AdamW(model.parameters(), 1e-2, max_grad_norm=0.1, ema_decay=0.5)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.linspace(-1, 1, BATCH * 33).view(BATCH, 33)[part]).square().mean().backward()
+        optimizer.step()
+    return [*(p.detach() for p in model.parameters()), *optimizer.average.tensors, optimizer.grad_norm]
+
+
 def rank_main(rank, folder):
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
@@ -48,14 +64,17 @@ def rank_main(rank, folder):
         "first_sample: left out, in a process group of 2 ranks: with 0"[:60]
     ]
     assert caught[0].filename == __file__
+    model = trained(torch.nn.parallel.DistributedDataParallel(network()), slice(rank * BATCH // 2, (rank + 1) * BATCH // 2))
     if rank == 0:
         torch.save(torch.cat(gathered), f"{folder}/gathered.pt")
+        torch.save(model, f"{folder}/trained.pt")
     dist.destroy_process_group()
 
 
 def test_two_ranks_are_one(tmp_path):
     mp.spawn(rank_main, (str(tmp_path),), nprocs=2)
     assert torch.equal(torch.load(tmp_path / "gathered.pt"), results(0, BATCH))
+    torch.testing.assert_close(torch.load(tmp_path / "trained.pt"), trained(network(), slice(None)), rtol=1e-5, atol=1e-6)
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ COPIED = {
 """The packages whose files stand in others', by a class's name and its module's."""
 
 
-def patch(obj: Any, noise: str = "torch", *, strict: bool = False, force: bool = False) -> Patch:
+def patch(obj: Any, noise: str = "torch", *, strict: bool = False, force: bool = False, update: bool = False) -> Patch:
     """Puts fastddpm's kernels in the place of an object's own methods. It does what it did, faster, until `undo()`.
 
     Args:
@@ -52,15 +52,18 @@ def patch(obj: Any, noise: str = "torch", *, strict: bool = False, force: bool =
             from a key that is drawn from the generator in its place.
         strict: in half precision call the original, whose roundings are coarser than ours.
         force: also patch a class whose methods are others than those that fastddpm knows.
+        update: of a trainer, make its Adam or AdamW a `fastddpm.optim.AdamW`, that clips and averages in its step where the
+            trainer does.
 
     Returns:
         A `Patch`: `undo()`, `summary()`, and a context manager.
 
     Raises:
         TypeError: an object that fastddpm does not know.
-        ValueError: one that is patched already, or whose methods (a subclass's, another version's) are not known.
+        ValueError: one that is patched already, or whose methods (a subclass's, another version's) are not known; an update
+            of what has no optimizer.
     """
-    return apply(obj, peer_of, noise, strict, force)
+    return apply(obj, peer_of, noise, strict, force, update)
 
 
 def peer_of(obj: Any) -> Peer:

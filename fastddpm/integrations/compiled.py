@@ -21,4 +21,4 @@ def but_compiled(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _transformed() -> bool:
-    return torch._C._are_functorch_transforms_active() or torch.jit.is_tracing()
+    return torch._C._are_functorch_transforms_active() or torch._C._is_tracing()

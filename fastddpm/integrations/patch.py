@@ -77,6 +77,8 @@ class Peer:
     """The names of the peers whose methods this class inherits, or calls in its own."""
     functions: tuple[str, ...] = ()
     """What of their modules the methods call and the replacements do not: "mean_flat", "_WrappedModel.__call__"."""
+    update: Callable[[Any], "Patch"] | None = None
+    """`patch(.., update=True)` of a trainer: patches its optimizer."""
 
     @property
     def names(self) -> Iterable[str]:
@@ -145,7 +147,7 @@ class Patch:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Patch":
         """A copy of a patched object is patched: its methods are bound to it, and its patch is its own."""
-        copied = memo[id(self)] = Patch(None, self.peer, self.noise, self.strict)
+        copied = memo[id(self)] = type(self)(None, self.peer, self.noise, self.strict)
         copied.obj, copied.parts = deepcopy(self.obj, memo), deepcopy(self.parts, memo)
         copied._before = deepcopy(self._before, memo)
         return copied
@@ -167,10 +169,15 @@ def original(obj: Any, function: Callable[..., Any], reason: str) -> Callable[..
     return MethodType(getattr(class_of(obj), function.__name__), obj)
 
 
-def apply(obj: Any, known: Callable[[Any], Peer], noise: str, strict: bool, force: bool) -> Patch:
+def apply(obj: Any, known: Callable[[Any], Peer], noise: str, strict: bool, force: bool, update: bool = False) -> Patch:
     """Checks an object and all its parts, then patches them: all or none."""
     check_one_of("noise", noise, NOISES)
     patches = [*_checked(obj, known, noise, strict, force)]
+    if update:
+        peer = patches[0].peer
+        if peer.update is None:
+            raise ValueError(f"update: expected False for {peer.name}, which has no optimizer, got True")
+        patches[0].parts.append(peer.update(obj))
     for patch in patches:
         patch.bind()
     return patches[0]

@@ -18,17 +18,31 @@ def _row(index, rows, guidance, bound, x_t) -> StepRow:
     return k
 
 
+def _masked(k: Tensor, x: Tensor) -> Tensor:
+    """x, or 0 where its factor k is 0: x may hold anything there."""
+    return torch.where(k != 0, x, 0)
+
+
+def _sum(*terms: tuple[Tensor, Tensor]) -> Tensor:
+    """k x of each, the later fused to the earlier."""
+    (k, x), *others = terms
+    total = k * _masked(k, x)
+    for k, x in others:
+        total = fused(k, _masked(k, x), total)
+    return total
+
+
 def _guided(k: StepRow, model_output, uncond_output, x_t, dtype) -> tuple[Tensor, Tensor | None]:
     """out' and v."""
     out, v = halves(model_output, x_t, dtype)
     if uncond_output is None:
         return out, v
     u, _ = halves(uncond_output, x_t, dtype)
-    return fused(k.g, out - u, u), v
+    return fused(k.g, _masked(k.g, out - u), u), v
 
 
 def _deviation(k: StepRow, v: Tensor | None) -> Tensor:
-    return k.sigma if v is None else k.sigma * (k.k_v * v).exp()
+    return k.sigma if v is None else k.sigma * (k.k_v * _masked(k.k_v, v)).exp()
 
 
 def reverse_step(
@@ -37,18 +51,17 @@ def reverse_step(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     k = _row(index, rows, guidance, bound, x_t)
     (out, v), x = _guided(k, model_output, uncond_output, x_t, rows.dtype), x_t.to(rows.dtype)
-    x_0 = fused(k.p_o, out, k.p_x * x)
+    x_0 = _sum((k.p_x, x), (k.p_o, out))
     x_0 = torch.where(x_0 < -k.bound, -k.bound, torch.where(x_0 > k.bound, k.bound, x_0))
-    x_prev = fused(k.k_o, out, fused(k.k_0, x_0, k.k_x * x))
-    for k_h, h in zip((k.k_h1, k.k_h2, k.k_h3), history or (), strict=False):  # where k_h is 0, h may be anything
-        x_prev = torch.where(k_h != 0, fused(k_h, h.to(rows.dtype), x_prev), x_prev)
+    past = zip((k.k_h1, k.k_h2, k.k_h3), (h.to(rows.dtype) for h in history or ()), strict=False)
+    x_prev = _sum((k.k_x, x), (k.k_0, x_0), (k.k_o, out), *past)
     if noise is not None:
         noisy = fused(_deviation(k, v), noise_of(noise, x_t, rows.dtype), x_prev)
         x_prev = torch.where(k.sigma != 0, noisy, x_prev)
     return (
         like(x_prev, x_t),
         like(x_0, x_t) if return_x_0 else x_t.new_empty(0),
-        like(fused(k.c_0, x_0, k.c_x * x), x_t) if return_kept else x_t.new_empty(0),
+        like(_sum((k.c_x, x), (k.c_0, x_0)), x_t) if return_kept else x_t.new_empty(0),
     )
 
 
@@ -65,7 +78,7 @@ def reverse_step_backward(
     if grad_kept is not None:
         m = grad_kept.to(rows.dtype)
         through, past = fused(k.c_0, m, through), fused(k.c_x, m, past)
-    through = torch.where(fused(k.p_o, out, k.p_x * x).abs() > k.bound, zero, through)
+    through = torch.where(_sum((k.p_x, x), (k.p_o, out)).abs() > k.bound, zero, through)
     grad_out, grad_uncond = fused(k.p_o, through, k.k_o * g), None
     if uncond_output is not None:
         grad_out, grad_uncond = k.g * grad_out, fused(-k.g, grad_out, grad_out)

@@ -1,6 +1,6 @@
 """The command line: `fastddpm train`, `fastddpm sample`, `fastddpm compare`, `fastddpm eval`, `fastddpm info`.
 
-Exit codes: 0 done; 2 a mistake of the user, told in one line; 128 + n stopped by signal n, the run saved.
+Exit codes: 0 done, or ended by SIGTERM with the run saved; 2 a mistake of the user, told in one line; 130 stopped by Ctrl-C.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from . import ranks
 from .config import DRAWS, TrainConfig, UsageError
 
 
@@ -23,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
         try:
-            return options.command(options)
+            with ranks.joined():
+                return options.command(options)
         except ModuleNotFoundError as error:
             return _fail(f"{error}. The trainer's packages come with: pip install '.[train]'")
         except (UsageError, OSError) as error:
@@ -53,10 +55,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Trains a DDPM, and leaves in the run's folder: checkpoint.pt, samples.png, loss.png, metrics.jsonl, timing.json, "
-        "and a pipeline for diffusers' DDPMPipeline.from_pretrained (not for --class-conditional, for whose labels it has no "
-        "place, nor for --variance learned, which diffusers reads in another way). Ctrl-C saves and exits; --resume goes on "
-        "from there."
+        "Trains a DDPM, and leaves in the run's folder: checkpoint.safetensors, samples.png, loss.png, metrics.jsonl, "
+        "timing.json, and a pipeline for diffusers' DDPMPipeline.from_pretrained (not for --class-conditional, for whose "
+        "labels it has no place, nor for --variance learned, which diffusers reads in another way). Ctrl-C saves and exits; "
+        "--resume goes on from there. On several GPUs, or processes: torchrun --nproc-per-node 2 -m fastddpm train ..; the run "
+        "is the same, and may go on with another number of them."
     )
     parser.set_defaults(command=_train)
     parser.add_argument("--data", default=argparse.SUPPRESS, metavar="digits|DIR|FILE.npy", help="what to learn from")
@@ -79,7 +82,9 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_sample)
     parser.add_argument("run", type=Path, metavar="RUN", help="a folder of `fastddpm train`")
     parser.add_argument("-n", type=_positive, metavar="INT", help="how many images (64, or one for each of several seeds)")
-    parser.add_argument("--sampler", type=_sampler, default="ddpm", metavar="NAME", help=f"one of {', '.join(DRAWS)} (ddpm)")
+    parser.add_argument(
+        "--sampler", type=_sampler, metavar="NAME", help=f"one of {', '.join(DRAWS)} (ddpm; of a flow euler, of edm heun)"
+    )
     steps = "steps of the chain to walk (250 of ddpm, 50 of others, or what a shorter chain has)"
     parser.add_argument("--steps", type=_positive, metavar="INT", help=steps)
     spacing = "which ones: leading, trailing, linspace or karras, as docs/samplers.md says (the sampler's own)"
@@ -87,8 +92,10 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
     seed = "of the noise (0); of several each makes one image, the first of its own"
     parser.add_argument("--seed", type=_list_of(int), default=[0], metavar="INT,..", help=seed)
     _add_conditions(parser)
-    parser.add_argument("--out", type=Path, metavar="FILE.png", help="where to (RUN/samples.png)")
-    parser.add_argument("--gif", type=Path, metavar="FILE.gif", help="where to draw the samples at the steps between, too")
+    parser.add_argument("--out", type=Path, metavar="FILE.png", help="where to, in RUN (samples.png)")
+    parser.add_argument(
+        "--gif", type=Path, metavar="FILE.gif", help="where to draw the samples at the steps between, too, in RUN"
+    )
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
@@ -104,7 +111,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=_list_of(_positive), default=[10, 20, 50], metavar="INT,..", help="how many (10,20,50)")
     parser.add_argument("--seed", type=int, default=0, metavar="INT", help="of the noise (0)")
     _add_conditions(parser)
-    parser.add_argument("--out", type=Path, metavar="FILE.png", help="where to (RUN/compare.png)")
+    parser.add_argument("--out", type=Path, metavar="FILE.png", help="where to, in RUN (compare.png)")
 
 
 def _add_conditions(parser: argparse.ArgumentParser) -> None:
@@ -187,11 +194,10 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _stopped(number: signal.Signals, step: int, out: Path) -> int:
-    print(
-        f"Stopped by {number.name} after step {step}, saved. Go on with: fastddpm train --resume --out {out}",
-        file=sys.stderr,
-    )
-    return 128 + number
+    if ranks.rank() == 0:
+        go_on = f"Go on with: fastddpm train --resume --out {out}"
+        print(f"Stopped by {number.name} after step {step}, saved. {go_on}", file=sys.stderr)
+    return 0 if number == signal.SIGTERM else 128 + number
 
 
 def _sample(options: argparse.Namespace) -> int:
@@ -207,10 +213,13 @@ def _sample(options: argparse.Namespace) -> int:
     if len(seeds) not in (1, count):
         raise UsageError(f"--seed: expected one, or one for each of the images, -n {count}, got {len(seeds)}")
     seed = seeds[0] if len(seeds) == 1 else torch.tensor(seeds)
-    out = _checked("--out", options.out or options.run / "samples.png", ".png")
-    film = options.gif and Film(_checked("--gif", options.gif, ".gif"))
+    out = _checked("--out", options.run, options.out or Path("samples.png"), ".png")
+    film = options.gif and Film(_checked("--gif", options.run, options.gif, ".gif"))
     given = (options.sampler, options.steps, seed, labels_of(run, options.label, count), options.guidance)
-    save_grid(draw(run, count, *given, trainer.pick_device(), spacing=options.spacing, callback=film), out)
+    images = draw(run, count, *given, trainer.pick_device(), spacing=options.spacing, callback=film)
+    if ranks.rank() > 0:
+        return 0
+    save_grid(images, out)
     print(f"{count} images are in {out}")
     if film:
         film.save()
@@ -225,11 +234,12 @@ def _compare(options: argparse.Namespace) -> int:
     from .runs import load_run
 
     run = load_run(options.run)
-    out = _checked("--out", options.out or options.run / "compare.png", ".png")
+    out = _checked("--out", options.run, options.out or Path("compare.png"), ".png")
     samplers = options.sampler or able(run.config, options.steps) or DRAWS  # of which the first says what is wrong
     given = (options.steps, options.n, options.seed, labels_of(run, options.label, options.n), options.guidance)
     reference, drawn = compare(run, samplers, *given, trainer.pick_device())
-    save_comparison(reference, drawn, out)
+    if ranks.rank() == 0:
+        save_comparison(reference, drawn, out)
     print(format_comparison(drawn, f"{options.n} images; distance: rms, from DDIM's of all {run.config.timesteps} steps"))
     left_out = [name for name in DRAWS if name not in samplers]
     if left_out and not options.sampler:
@@ -238,8 +248,12 @@ def _compare(options: argparse.Namespace) -> int:
     return 0
 
 
-def _checked(option: str, path: Path, suffix: str) -> Path:
-    """A path that can be written, seen before anything is drawn."""
+def _checked(option: str, run: Path, path: Path, suffix: str) -> Path:
+    """A path in the run's folder that can be written, seen before anything is drawn."""
+    if not path.resolve().is_relative_to(run.resolve()):
+        path = run / path
+    if not path.resolve().is_relative_to(run.resolve()):
+        raise UsageError(f"{option}: expected a file in the run's folder, '{run}', got '{path}'")
     if path.suffix.lower() != suffix:
         raise UsageError(f"{option}: expected a {suffix} file, got '{path}'")
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
@@ -258,7 +272,8 @@ def _eval(options: argparse.Namespace) -> int:
     result = evaluation.evaluate(run, images, options.steps, options.batch_size, options.seed, trainer.pick_device())
     data = options.data or run.config.data
     about = {"run": run.config.to_dict(), "data": data, "seed": options.seed, "clip_denoised": True, "cdf": "exact"}
-    evaluation.save_evaluation(result, about, options.run)
+    if ranks.rank() == 0:
+        evaluation.save_evaluation(result, about, options.run)
     print(evaluation.format_evaluation(result, f"{result.images} images of {data}, {len(result.timesteps)} steps"))
     print(f"\nEvery term is in {options.run / 'eval.json'}, a picture of them in {options.run / 'eval.png'}")
     return 0

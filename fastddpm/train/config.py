@@ -7,11 +7,21 @@ from typing import Any
 import torch
 
 from ..diffusion import GaussianDiffusion
+from ..edm import EDM
+from ..flow_matching import FlowMatching
 from ..importance import LossSecondMoment
+from ..process import Process
 from ..samplers import SAMPLERS
 from ..schedule import NoiseSchedule
 
 SCHEDULES = {"linear": NoiseSchedule.linear, "cosine": NoiseSchedule.cosine}
+PROCESSES: dict[str, Callable[["TrainConfig"], Process]] = {
+    "flow": lambda config: FlowMatching(config.timesteps),
+    "edm": lambda config: EDM(),
+}
+"""Beside the chain."""
+OF_CHAIN = ("schedule", "prediction", "loss", "variance")
+"""Settings that only it has."""
 LOSSES = ("mse", "hybrid", "kl", "rescaled_kl")
 FIXED_VARIANCES, LEARNED_VARIANCES = ("fixed_small", "fixed_large"), ("learned", "learned_range")
 TIMESTEP_SAMPLINGS = ("uniform", "importance")
@@ -24,6 +34,8 @@ DRAWS = tuple(name for name in SAMPLERS if name != "ddim_inverse")
 LABEL_DROPPING = 0.1
 """Ho & Salimans 2022."""
 CHANNELS = {"grey": 1, "rgb": 3}
+FREE = ("steps", "keep", "workers")
+"""The settings that a resumed run may change: steps, which it may raise, and what no result depends on."""
 GROUPS = 8
 """Groups of the network's group norms: its width is a multiple of this."""
 
@@ -90,6 +102,11 @@ class TrainConfig:
         "0 <= decay < 1",
         lambda value: 0 <= value < 1,
     )
+    process: str = _choice(
+        "ddpm",
+        "ddpm, of which schedule to variance speak; flow (rectified flow of T levels) or edm, which have their own",
+        ("ddpm", *PROCESSES),
+    )
     timesteps: int = _count(1000, "T, the length of the chain")
     schedule: str = _choice("cosine", "linear or cosine", tuple(SCHEDULES))
     prediction: str = _choice(
@@ -130,6 +147,10 @@ class TrainConfig:
         0, int, "of the weights, the batches and the noise", "0 <= seed < 2^63", lambda value: 0 <= value < 1 << 63
     )
     checkpoint_every: int = _count(500, "steps between checkpoints")
+    keep: int = _count(1, "how many of the last checkpoints stay")
+    workers: int = _setting(
+        2, int, "processes that decode a folder too large for memory", "0 or more", lambda value: value >= 0
+    )
     log_every: int = _count(25, "steps whose mean loss makes one line of metrics.jsonl")
 
     def __post_init__(self):
@@ -153,6 +174,12 @@ class TrainConfig:
             raise UsageError(
                 f"loss: expected hybrid, kl or rescaled_kl with variance {self.variance}, got 'mse', which ignores it"
             )
+        for setting in fields(self) if self.process != "ddpm" else ():
+            value = getattr(self, setting.name)
+            if setting.name in OF_CHAIN and value != setting.default:
+                raise UsageError(f"{setting.name}: expected none with process {self.process}, which has its own, got {value!r}")
+        if self.process == "edm" and self.timestep_sampling != "uniform":
+            raise UsageError(f"timestep_sampling: expected none with process edm, got {self.timestep_sampling!r}")
         needed, drawn = HISTORY * self.timesteps, self.steps * self.batch_size
         if self.timestep_sampling == "importance" and drawn < needed:
             raise UsageError(
@@ -175,6 +202,8 @@ class TrainConfig:
         return asdict(self)
 
     def diffusion(self) -> GaussianDiffusion:
+        if self.process != "ddpm":
+            return GaussianDiffusion(PROCESSES[self.process](self))
         return GaussianDiffusion(SCHEDULES[self.schedule](self.timesteps), self.prediction, self.variance, self.loss)
 
     def t_sampler(self, device: torch.device) -> LossSecondMoment | None:
@@ -182,13 +211,13 @@ class TrainConfig:
         return LossSecondMoment(self.timesteps, HISTORY, device=device) if self.timestep_sampling == "importance" else None
 
     def check_resumable(self, saved: "TrainConfig", step: int) -> None:
-        """That a run of `saved`, now at `step`, may go on with these settings: only `steps` may differ, and be higher.
+        """That a run of `saved`, now at `step`, may go on with these settings: only those of FREE may differ.
 
         Raises:
             UsageError: naming each setting that differs.
         """
         old, new = saved.to_dict(), self.to_dict()
-        differing = [name for name in new if name != "steps" and new[name] != old[name]]
+        differing = [name for name in new if name not in FREE and new[name] != old[name]]
         if differing:
             pairs = ", ".join(f"{name} (the run's: {old[name]}, given: {new[name]})" for name in differing)
             raise UsageError(f"resume: expected the settings that the run began with, these differ: {pairs}")

@@ -1,9 +1,11 @@
-"""Data sets, held in memory as one tensor `[N, C, H, W]`, uint8 or float32 in [-1, 1]; their labels, where they have some;
-and the order of the batches."""
+"""Data sets, held in memory as one tensor `[N, C, H, W]`, uint8 or float32 in [-1, 1], or a folder that is decoded as it is
+needed; their labels, where they have some; and the order of the batches."""
 
 import hashlib
 import math
+import os
 import warnings
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from statistics import NormalDist
@@ -15,22 +17,44 @@ from torch import Tensor
 
 from .. import randn
 from .config import CHANNELS, UsageError
+from .folder import FILES, ImageFolder, channels_first, decode, files_in
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+IN_MEMORY = 64 << 20
+"""Up to so many bytes of pixels a folder's images are decoded once and held."""
 
 
 class Data(NamedTuple):
     """Images, and their classes where they have some.
 
     Attributes:
-        images: `[N, C, H, W]`, uint8 or float32 in [-1, 1].
+        images: `[N, C, H, W]`, uint8 or float32 in [-1, 1]; or a folder of so many.
         labels: int64 `[N]`, places in `classes`; None without.
         classes: their names.
     """
 
-    images: Tensor
+    images: Tensor | ImageFolder
     labels: Tensor | None = None
     classes: tuple[str, ...] = ()
+
+    def first(self, count: int | None) -> "Data":
+        images = self.images[:count] if isinstance(self.images, Tensor) else self.images.first(count)
+        return self._replace(images=images, labels=None if self.labels is None else self.labels[:count])
+
+    def to(self, device: torch.device) -> "Data":
+        """What is held in memory, in the device's."""
+        if not isinstance(self.images, Tensor):
+            return self
+        return self._replace(images=self.images.to(device), labels=None if self.labels is None else self.labels.to(device))
+
+    def batches(self, indices: Iterable[Tensor], workers: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The images and labels of each batch, in order."""
+        for places, images in self._found(indices, workers):
+            yield images, None if self.labels is None else self.labels[places]
+
+    def _found(self, indices: Iterable[Tensor], workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+        if isinstance(self.images, Tensor):
+            return ((batch, self.images[batch]) for batch in indices)
+        return self.images.batches(indices, workers)
 
 
 def load(data: str, image_size: int | None = None, channels: str | None = None, labelled: bool = False) -> Data:
@@ -41,17 +65,17 @@ def load(data: str, image_size: int | None = None, channels: str | None = None, 
         UsageError: data that isn't there or can't be used, or has no labels, and why.
     """
     path = Path(data)
+    if data != "digits" and path.is_dir():
+        return _load_folder(path, image_size or 32, channels or "rgb", labelled)
     if not labelled:
         return Data(load_images(data, image_size, channels))
     if data == "digits":
         return Data(load_images(data, image_size, channels), _digits_labels(), tuple("0123456789"))
-    if not path.is_dir():
-        expected = "'digits' or a folder with one sub-folder a class, for a class-conditional run"
-        raise UsageError(f"data: expected {expected}, got {data!r} ({_what_is(path)})")
-    return _load_classes(path, image_size or 32, channels or "rgb")
+    expected = "'digits' or a folder with one sub-folder a class, for a class-conditional run"
+    raise UsageError(f"data: expected {expected}, got {data!r} ({_what_is(path)})")
 
 
-def load_images(data: str, image_size: int | None = None, channels: str | None = None) -> Tensor:
+def load_images(data: str, image_size: int | None = None, channels: str | None = None) -> Tensor | ImageFolder:
     """The images of "digits", of a folder, or of a .npy file.
 
     Args:
@@ -60,14 +84,14 @@ def load_images(data: str, image_size: int | None = None, channels: str | None =
         channels: for a folder: "grey" or "rgb"; None is "rgb".
 
     Returns:
-        `[N, C, H, W]`, C 1 or 3: uint8, or float32 in [-1, 1].
+        `[N, C, H, W]`, C 1 or 3: uint8, or float32 in [-1, 1]; or a folder of more than IN_MEMORY.
 
     Raises:
         UsageError: data that isn't there or can't be used, and why.
     """
     path = Path(data)
     if data != "digits" and path.is_dir():
-        return _load_files(path, _files_in(path), image_size or 32, channels or "rgb")[0]
+        return _load_folder(path, image_size or 32, channels or "rgb", labelled=False).images
     if image_size is not None or channels is not None:
         raise UsageError(f"image_size, channels: expected only with a folder of images, got them with data {data!r}")
     if data == "digits":
@@ -83,9 +107,26 @@ def as_float(images: Tensor) -> Tensor:
 
 
 def fingerprint(data: Data) -> str:
-    """A digest of shape, dtype and content, so that a resumed run can tell that it sees the same data."""
-    digest = hashlib.sha256(f"{data.images.dtype} {list(data.images.shape)}".encode())
-    digest.update(data.images.contiguous().numpy().data)
+    """By which a resumed run can tell that it sees the same data: a digest of shape, dtype and content; of a folder that is not
+    held in memory one of its files' names and sizes."""
+    return _digest(data) if isinstance(data.images, Tensor) else data.images.fingerprint()
+
+
+def has_digest(data: Data, saved: str) -> bool:
+    """Whether a folder is what a run of before, which held every folder in memory, took this fingerprint of."""
+    return not isinstance(data.images, Tensor) and not saved.startswith(FILES) and _digest(data) == saved
+
+
+def _digest(data: Data) -> str:
+    """Of shape, dtype and content. A folder is decoded image by image."""
+    if isinstance(data.images, Tensor):
+        dtype, images = data.images.dtype, iter((data.images,))
+    else:
+        folder = data.images
+        dtype, images = torch.uint8, (channels_first([folder[i][1]]) for i in range(len(folder)))
+    digest = hashlib.sha256(f"{dtype} {list(data.images.shape)}".encode())
+    for image in images:
+        digest.update(image.contiguous().numpy().data)
     if data.labels is not None:
         digest.update(f"{data.classes} {data.labels.tolist()}".encode())
     return digest.hexdigest()
@@ -135,49 +176,32 @@ def _digits_labels() -> Tensor:
     return torch.from_numpy(load_digits().target).long()
 
 
-def _load_classes(folder: Path, size: int, channels: str) -> Data:
-    """Of one sub-folder a class, images at any depth in it."""
-    paths = _files_in(folder)
-    beside = next((path for path in paths if path.parent == folder), None)
+def _load_folder(folder: Path, size: int, channels: str, labelled: bool) -> Data:
+    """Labelled, it is of one sub-folder a class, images at any depth in it."""
+    paths = files_in(str(folder))
+    beside = next((path for path in paths if labelled and os.path.dirname(path) == str(folder)), None)
     if beside is not None:
         expected = "images in sub-folders alone, one a class, for a class-conditional run"
-        raise UsageError(f"data: expected {expected}, got '{beside.name}' in '{folder}' itself")
-    images, read = _load_files(folder, paths, size, channels)
-    names = [path.relative_to(folder).parts[0] for path in read]
-    classes = tuple(sorted(set(names)))
-    return Data(images, torch.tensor([classes.index(name) for name in names]), classes)
+        raise UsageError(f"data: expected {expected}, got '{os.path.basename(beside)}' in '{folder}' itself")
+    images: Tensor | ImageFolder = ImageFolder(str(folder), paths, size, channels)
+    if images.shape.numel() <= IN_MEMORY:
+        images, paths = _load_files(folder, paths, size, channels)
+    if not labelled:
+        return Data(images)
+    names = [os.path.relpath(path, folder).split(os.sep)[0] for path in paths]
+    places = {name: place for place, name in enumerate(sorted(set(names)))}
+    return Data(images, torch.tensor([places[name] for name in names]), tuple(places))
 
 
-def _files_in(folder: Path) -> list[Path]:
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise UsageError(f"data: expected images ({' '.join(SUFFIXES)}) in the folder, got none in '{folder}'")
-    return paths
-
-
-def _load_files(folder: Path, paths: list[Path], size: int, channels: str) -> tuple[Tensor, list[Path]]:
+def _load_files(folder: Path, paths: list[str], size: int, channels: str) -> tuple[Tensor, list[str]]:
     """The images that can be read, and their files."""
-    decoded = {path: _decode(path, size, channels) for path in paths}
+    decoded = {path: decode(path, size, channels) for path in paths}
     images = {path: image for path, image in decoded.items() if image is not None}
     if not images:
         raise UsageError(f"data: expected images that can be read, got {len(paths)} broken files in '{folder}'")
     if len(images) < len(paths):
         warnings.warn(f"{len(paths) - len(images)} of {len(paths)} files in '{folder}' were skipped", stacklevel=2)
-    return torch.from_numpy(np.stack(list(images.values()))).permute(0, 3, 1, 2).contiguous(), list(images)
-
-
-def _decode(path: Path, size: int, channels: str) -> np.ndarray | None:
-    """uint8 `[size, size, C]`: the shorter side resized, the centre cut out. None, with a warning, of a broken file."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("L" if channels == "grey" else "RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what pillow's decoders raise
-        warnings.warn(f"skipped '{path}', which can't be read as an image: {error}", stacklevel=2)
-        return None
-    square = ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC)
-    return np.asarray(square).reshape(size, size, CHANNELS[channels])
+    return channels_first(list(images.values())), list(images)
 
 
 def _load_npy(path: Path) -> Tensor:

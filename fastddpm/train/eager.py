@@ -5,6 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..schedule import NoiseSchedule
 from .config import TrainConfig
@@ -79,3 +80,26 @@ def _negative_log_likelihood(x: Tensor, mean: Tensor, log_variance: Tensor) -> T
 
 def _normal_cdf(x: Tensor) -> Tensor:
     return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+class EagerUpdate:
+    """The update of a network's weights by torch at its best, on a copy: the gradients' norm clipped, AdamW fused, the average
+    multi-tensor."""
+
+    def __init__(self, network: torch.nn.Module, config: TrainConfig, betas: tuple[float, float], max_norm: float):
+        self.network, self.max_norm = network, max_norm
+        self.params = [p.detach().clone() for p in network.parameters()]
+        self.average = [p.clone() for p in self.params]
+        self.optimizer = torch.optim.AdamW(self.params, config.lr, betas, weight_decay=config.weight_decay, fused=True)
+        self.move = get_ema_multi_avg_fn(config.ema_decay)
+
+    def take_gradients(self) -> None:
+        for mine, p in zip(self.params, self.network.parameters(), strict=True):
+            mine.grad = None if p.grad is None else p.grad.clone()
+
+    def __call__(self, lr: float) -> None:
+        self.optimizer.param_groups[0]["lr"] = lr
+        torch.nn.utils.clip_grad_norm_(self.params, self.max_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.move(self.average, self.params, 1)

@@ -1,21 +1,26 @@
 """How well a run's model codes images: the variational bound over a data set, as a table, a file and a picture."""
 
+import itertools
 import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..schedule import NoiseSchedule
+from . import ranks
 from .checkpoint import write_atomically
 from .config import CHANNELS, TrainConfig, UsageError
 from .data import Data, as_float, load
+from .folder import workers_watched
 from .pictures import save_bound_plot
 from .runs import Run
+
+_SUMS = ("vb", "x_0_mse", "eps_mse")
 
 
 @dataclass(frozen=True)
@@ -65,10 +70,11 @@ def load_data(run: Run, data: str | None = None, limit: int | None = None) -> Da
     unknown = set(loaded.classes) - set(run.classes)
     if unknown:
         raise UsageError(f"data: expected the run's classes ({', '.join(run.classes)}), got {', '.join(sorted(unknown))} too")
+    loaded = loaded.first(limit)
     if loaded.labels is None:
-        return Data(loaded.images[:limit])
+        return loaded
     places = torch.tensor([run.classes.index(name) for name in loaded.classes])
-    return Data(loaded.images[:limit], places[loaded.labels[:limit]], run.classes)
+    return Data(loaded.images, places[loaded.labels], run.classes)
 
 
 def evaluate(
@@ -79,42 +85,57 @@ def evaluate(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Evaluation:
-    """The bound of every image, given its label where there is one, `batch_size` at a time, which does not change the noise.
+    """The bound of every image, given its label where there is one, `batch_size` at a time, which does not change the noise. Of
+    several ranks each evaluates every so many-th batch, and all get the figures, which are those of one.
 
     Raises:
         UsageError: more steps than the chain has.
     """
-    chain, images = walked_chain(run.config, steps), data.images
+    chain, images = walked_chain(run.config, steps), len(data.images)
     diffusion, network = run.config.diffusion(), run.network.to(device).eval()
-    starts = range(0, len(images), batch_size)
-    totals, priors = [], []
-    sums = {name: torch.zeros(len(chain), dtype=torch.float64) for name in ("vb", "x_0_mse", "eps_mse")}
-    with tqdm(total=len(starts) * len(chain), desc="evaluating", unit="step") as bar:
+    starts = range(0, images, batch_size)[ranks.rank() :: ranks.count()]
+    batches = data.batches((torch.arange(start, min(start + batch_size, images)) for start in starts), run.config.workers)
+    parts: list[_Part] = []
+    progress = {"total": len(starts) * len(chain), "disable": ranks.rank() > 0}
+    with workers_watched(), tqdm(desc="evaluating", unit="step", **progress) as bar:
 
         def model(x_t: Tensor, t: Tensor, **labels: Tensor) -> Tensor:
             bar.update()
             return network(x_t, t, **labels).sample
 
-        for start in starts:
-            part = slice(start, start + batch_size)
-            x_0 = as_float(images[part].to(device))
-            labels = {} if data.labels is None else {"class_labels": data.labels[part].to(device)}
+        for start, (pixels, labels) in zip(starts, batches, strict=True):
+            x_0 = as_float(pixels.to(device))
+            given = {} if labels is None else {"class_labels": labels.to(device)}
             terms = diffusion.bits_per_dim(
-                model, x_0, seed, model_kwargs=labels, steps=steps, first_sample=start, progress=False
+                model, x_0, seed, model_kwargs=given, steps=steps, first_sample=start, progress=False
             )
             terms = {name: value.cpu().double() for name, value in terms.items()}
-            totals.append(terms["total"])
-            priors.append(terms["prior"])
-            for name, so_far in sums.items():
-                so_far += terms[name].sum(0)
-    total, prior, count = torch.cat(totals), torch.cat(priors), len(images)
+            parts.append(_Part(start, terms["total"], terms["prior"], torch.stack([terms[name].sum(0) for name in _SUMS])))
+    return _evaluation(chain, sorted(itertools.chain(*ranks.of_all(parts)), key=lambda part: part.start))
+
+
+class _Part(NamedTuple):
+    """A batch's bounds and priors, and its sums of what there is of each step."""
+
+    start: int
+    totals: Tensor
+    priors: Tensor
+    sums: Tensor
+
+
+def _evaluation(chain: NoiseSchedule, parts: list[_Part]) -> Evaluation:
+    """Summed in the data's order, whoever evaluated which."""
+    total, prior = (torch.cat([getattr(part, name) for part in parts]) for name in ("totals", "priors"))
+    count = len(total)
     error = float(total.std()) / math.sqrt(count) if count > 1 else None
-    means = {name: values / count for name, values in sums.items()}
-    return Evaluation(count, chain.timesteps, float(total.mean()), error, float(prior.mean()), **means)
+    vb, x_0_mse, eps_mse = sum((part.sums for part in parts), torch.zeros(len(_SUMS), len(chain))) / count
+    return Evaluation(count, chain.timesteps, float(total.mean()), error, float(prior.mean()), vb, x_0_mse, eps_mse)
 
 
 def walked_chain(config: TrainConfig, steps: int | None) -> NoiseSchedule:
     """The run's chain, or `steps` steps of it."""
+    if config.process != "ddpm":
+        raise UsageError(f"run: expected one of process ddpm, whose chain has a bound, got {config.process}")
     if steps is None:
         return config.diffusion().schedule
     if not 1 <= steps <= config.timesteps:

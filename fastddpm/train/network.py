@@ -58,6 +58,8 @@ def make_scheduler(config: TrainConfig) -> DDPMScheduler:
 
 def no_pipeline(config: TrainConfig) -> str | None:
     """Why diffusers has no pipeline for such a network, or None."""
+    if config.process != "ddpm":
+        return f"its DDPMPipeline is not of process {config.process}"
     if config.class_conditional:
         return "its DDPMPipeline gives the network no labels"
     if config.variance == "learned":

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import ranks
 from .checkpoint import write_atomically
 
 GAP = 90
@@ -20,7 +21,8 @@ def save_grid(images: Tensor, path: Path, columns: int = 8, target: int = 64) ->
     """`grid`, as a .png."""
     from PIL import Image
 
-    Image.fromarray(grid(images, columns, target)).save(path)
+    picture = Image.fromarray(grid(images, columns, target))
+    write_atomically(path, lambda file: picture.save(file, "png"))
 
 
 class Film:
@@ -33,7 +35,7 @@ class Film:
     def __call__(self, i: int, t: Any, x: Tensor, x_0_hat: Tensor) -> None:
         self._every = self._every or -(-(i + 1) // FRAMES)
         if i % self._every == 0:
-            self.grids.append(grid(x))
+            self.grids.append(grid(ranks.joint(x)))
 
     def save(self) -> None:
         """The last picture stands for longer."""
@@ -41,7 +43,8 @@ class Film:
 
         first, *others = map(Image.fromarray, self.grids)
         durations = [80] * len(others) + [2000]
-        first.save(self.path, save_all=True, append_images=others, duration=durations, loop=0)
+        options = {"save_all": True, "append_images": others, "duration": durations, "loop": 0}
+        write_atomically(self.path, lambda file: first.save(file, "gif", **options))
 
 
 def grid(images: Tensor, columns: int = 8, target: int = 64) -> np.ndarray:
@@ -80,7 +83,7 @@ def save_rows(rows: Mapping[str, Sequence[Tensor]], columns: Sequence[str], path
         for place, images in zip(line, sets, strict=True):
             place.imshow(grid(images, len(images)), cmap="gray", vmin=0, vmax=255)
             place.set(xticks=[], yticks=[])
-    figure.savefig(path, dpi=120)
+    _save_figure(figure, path)
 
 
 def save_loss_plot(lines: list[dict[str, float]], path: Path) -> None:
@@ -92,7 +95,7 @@ def save_loss_plot(lines: list[dict[str, float]], path: Path) -> None:
     axes.plot([line["step"] for line in lines], [line["loss"] for line in lines], linewidth=1)
     axes.set(xlabel="step", ylabel="loss", ylim=(0, None))
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    _save_figure(figure, path)
 
 
 def save_bound_plot(timesteps: Tensor, vb: Tensor, x_0_mse: Tensor, eps_mse: Tensor, path: Path) -> None:
@@ -109,4 +112,8 @@ def save_bound_plot(timesteps: Tensor, vb: Tensor, x_0_mse: Tensor, eps_mse: Ten
     right.legend()
     for axes in (left, right):
         axes.grid(alpha=0.3)
+    _save_figure(figure, path)
+
+
+def _save_figure(figure: Any, path: Path) -> None:
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))

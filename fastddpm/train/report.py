@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import noise_key, q_sample, timesteps
-from ..averaging import ema_update_
+from .. import q_sample, timesteps
+from .checkpoint import write_atomically
 from .config import AUTOCASTS, TrainConfig
-from .eager import EagerLoss
+from .eager import EagerLoss, EagerUpdate
 from .network import make_scheduler
-from .trainer import Trainer, learning_rate, make_optimizer, update
+from .trainer import BETAS, CLIP_NORM, Trainer, learning_rate, make_optimizer, set_learning_rate
 
-STAGES = ("noising", "network", "loss", "optimizer", "EMA")
+STAGES = ("noising", "network", "loss", "update")
 WARMUP_STEPS = 3
 
 
@@ -31,9 +31,9 @@ def stages(config: TrainConfig) -> tuple[str, ...]:
 def measure_step(trainer: Trainer, steps: int = 25) -> dict[str, dict[str, float]]:
     """Median milliseconds of each stage of a step at the run's batch size, on copies: the run itself is not touched.
 
-    The network, the optimizer, the average and importance sampling (a draw, and the update of its state) are the same code in
-    both columns, so each is timed once. A loss's row is its forward and its backward to the network's output; the network's
-    is its forward and the backward from there.
+    The network and importance sampling (a draw, and the update of its state) are the same code in both columns, so each is
+    timed once. A loss's row is its forward and its backward to the network's output; the network's is its forward and the
+    backward from there; the update's clipping, optimizer and average.
 
     Returns:
         {stage: {"fastddpm": ms, "eager": ms}}, a "total" last.
@@ -45,7 +45,7 @@ def measure_step(trainer: Trainer, steps: int = 25) -> dict[str, dict[str, float
             clock.times.clear()
         step.run(i)
     names = {stage: (stage, stage) for stage in stages(trainer.config)}
-    names |= {"noising": ("noising", "eager noising"), "loss": ("loss", "eager loss")}
+    names |= {stage: (stage, f"eager {stage}") for stage in ("noising", "loss", "update")}
     rows = {stage: dict(zip(("fastddpm", "eager"), map(clock.median, pair), strict=True)) for stage, pair in names.items()}
     rows["total"] = {column: sum(row[column] for row in rows.values()) for column in ("fastddpm", "eager")}
     return rows
@@ -88,7 +88,7 @@ class _Step:
         if self.config.compile:  # which no copy inherits
             self.network.compile()
         self.optimizer = make_optimizer(self.network, self.config)
-        self.average = copy.deepcopy(trainer.average)
+        self.eager_update = EagerUpdate(self.network, self.config, BETAS, CLIP_NORM)
 
     def run(self, i: int) -> None:
         x_0, model_kwargs = self.trainer.batch(i)
@@ -101,11 +101,12 @@ class _Step:
         self.clock("importance", lambda: self._importance(key, t))
         self.clock("network", lambda: output.backward(grad))
         self.clock.times["network"][-1] += forward
-        self.clock("optimizer", lambda: update(self.network, self.optimizer, learning_rate(self.config, i)))
-        self.clock("EMA", lambda: ema_update_(self.average.parameters(), self.network.parameters(), self.config.ema_decay))
+        self.eager_update.take_gradients()
+        self.clock("eager update", lambda: self.eager_update(learning_rate(self.config, i)))
+        self.clock("update", lambda: self._update(i))
 
     def _noising(self, x_0: Tensor, i: int) -> tuple[Tensor, Tensor, Tensor]:
-        key = noise_key(self.config.seed, i, len(x_0), device=x_0.device)
+        key = self.trainer.key(i)
         t = timesteps(key, self.config.timesteps)
         return key, t, q_sample(x_0, t, self.schedule, key)
 
@@ -118,6 +119,11 @@ class _Step:
         if self.t_sampler is not None:
             self.t_sampler.sample(key)
             self.t_sampler.update(t, torch.ones(len(t), device=t.device))
+
+    def _update(self, i: int) -> None:
+        set_learning_rate(self.optimizer, learning_rate(self.config, i))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
     def _timed_forward(self, x_t: Tensor, t: Tensor, model_kwargs: dict[str, Tensor]) -> tuple[Tensor, float]:
         autocast = AUTOCASTS[self.config.precision]
@@ -145,4 +151,5 @@ def format_table(rows: dict[str, dict[str, float]], title: str) -> str:
 
 
 def save_table(rows: dict[str, dict[str, float]], path: Path) -> None:
-    path.write_text(json.dumps({"unit": "median milliseconds a step", "stages": rows}, indent=2) + "\n")
+    text = json.dumps({"unit": "median milliseconds a step", "stages": rows}, indent=2) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))

@@ -4,9 +4,8 @@
 // before any thread starts.
 #pragma once
 #include <algorithm>
-#include <vector>
 
-#include "plan.h"
+#include "sums.h"
 #include "tensors.h"
 
 namespace fastddpm {
@@ -53,7 +52,7 @@ void bind_one(const Binding& b, const Tensor& first) {
   b.view->batch_stride = x.stride(0);
   b.view->large = bytes_of(x) >= thresholds.streamed;
   b.view->data = static_cast<char*>(x.data_ptr());
-  if (b.half == Half::kSecond) b.view->data += first.size(1) * x.stride(1) * size_of(b.view->dtype);
+  if (b.half == Half::kSecond && b.view->data) b.view->data += first.size(1) * x.stride(1) * size_of(b.view->dtype);
 }
 
 // The per-sample sizes and each view's strides, with sizes of one dropped and neighbours merged where every view allows it.
@@ -186,8 +185,6 @@ template <template <class> class Row>
   bound.table = rows.data_ptr(), bound.index = numbers.data();
   return numbers;
 }
-
-using Samples = std::vector<double>;  // [B]
 
 // One value, or [B], of the arithmetic's type as [B].
 Samples bind_samples(const char* name, const Tensor& x, int64_t batch, bool wide) {

@@ -10,34 +10,33 @@ namespace FASTDDPM_ISA {
 
 using namespace fastddpm;
 
-// ---- one element of each dtype ----
+// ---- one element of each dtype: narrowed to nearest, ties to even; a NaN stays one ----
 
-inline float widen_bfloat16(uint16_t x) {
-  const uint32_t wide = uint32_t(x) << 16;
-  float r;
-  std::memcpy(&r, &wide, 4);
-  return r;
-}
-inline uint16_t narrow_bfloat16(float x) {  // to nearest, ties to even; a NaN stays one
-  uint32_t b;
-  std::memcpy(&b, &x, 4);
+inline float widen_bfloat16(uint16_t x) { return float_of(uint32_t(x) << 16); }
+inline uint16_t narrow_bfloat16(float x) {
+  const uint32_t b = bits_of(x);
   const uint32_t rounded = (b + 0x7FFFu + ((b >> 16) & 1u)) >> 16;
   return uint16_t((b & 0x7FFFFFFFu) > 0x7F800000u ? 0x7FC0u : rounded);
 }
-inline float widen_float16(uint16_t x) {
 #if defined(FASTDDPM_AVX2) || defined(FASTDDPM_AVX512)
-  return _cvtsh_ss(x);
+inline float widen_float16(uint16_t x) { return _cvtsh_ss(x); }
+inline uint16_t narrow_float16(float x) { return uint16_t(_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT)); }
 #else
-  return torch::headeronly::detail::fp16_ieee_to_fp32_value(x);
-#endif
+// No step has a subnormal float, which a process may have told its CPU to take for 0. A float16's smallest is 2^-24, the
+// spacing of the floats from 1/2 on.
+inline float widen_float16(uint16_t x) {
+  const uint32_t magnitude = x & 0x7FFFu, sign = uint32_t(x & 0x8000u) << 16;
+  const float normal = float_of((magnitude << 13) + 0x70000000u) * 0x1p-112f, subnormal = float_of(magnitude + 0x3F000000u) - 0.5f;
+  return float_of(bits_of(magnitude < 0x400u ? subnormal : normal) | sign);
 }
 inline uint16_t narrow_float16(float x) {
-#if defined(FASTDDPM_AVX2) || defined(FASTDDPM_AVX512)
-  return uint16_t(_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT));
-#else
-  return torch::headeronly::detail::fp16_ieee_from_fp32_value(x);
-#endif
+  const uint32_t magnitude = bits_of(x) & 0x7FFFFFFFu, sign = bits_of(x) >> 16 & 0x8000u;
+  const uint32_t normal = (magnitude - 0x38000000u + 0xFFFu + (magnitude >> 13 & 1u)) >> 13;
+  const uint32_t subnormal = bits_of(float_of(magnitude) + 0.5f) - 0x3F000000u;
+  const uint32_t finite = magnitude < 0x38800000u ? subnormal : normal < 0x7C00u ? normal : 0x7C00u;
+  return uint16_t(sign | (magnitude > 0x7F800000u ? 0x7E00u : finite));
 }
+#endif
 
 // ---- runs of elements, `stride` apart in memory ----
 

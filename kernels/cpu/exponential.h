@@ -13,21 +13,13 @@ template <class T> struct Exponential {
   T value, minus_one, excess;  // e^x, e^x - 1, e^x - 1 - x
 };
 
-inline float float_of(uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, 4);
-  return x;
-}
-
 inline Exponential<float> exponential(float x) {
   constexpr float kLow = -87.3f, kHigh = 88.3f;  // n = -126 .. 127
   const float above = x > kHigh ? HUGE_VALF : 0, within = x < kLow ? 0.0f : 1.0f;
   constexpr float kRound = 12582912.0f;          // 1.5 x 2^23: adding it rounds to an integer, left in the low bits
   const float low = x < kLow ? kLow : x, inside = low > kHigh ? kHigh : low;  // a NaN passes both
   const float shifted = __builtin_fmaf(inside, float_of(0x3FB8AA3Bu), kRound), n = shifted - kRound;
-  uint32_t bits;
-  std::memcpy(&bits, &shifted, 4);
-  const float scale = float_of((bits << 23) + 0x3F800000u);
+  const float scale = float_of((bits_of(shifted) << 23) + 0x3F800000u);
   const float r = __builtin_fmaf(n, -float_of(0xB102E308u), __builtin_fmaf(n, -float_of(0x3F317218u), inside));
   float p = __builtin_fmaf(float_of(0x39503962u), r, float_of(0x3AB6A16Du));
   p = __builtin_fmaf(p, r, float_of(0x3C0888A6u));

@@ -1,5 +1,6 @@
 // Every kernel for one instruction set, and the table of them (fastddpm::Kernels).
 #pragma once
+#include "adamw.h"
 #include "keys.h"
 #include "mse.h"
 #include "noising.h"
@@ -56,6 +57,8 @@ constexpr Kernels table(const char* name, bool (*runs_here)()) {
           ByRows<vlb<float>, vlb<double>>::template run<VlbArgs>,
           ByRows<reverse<float>, reverse<double>>::template run<ReverseArgs>,
           ByRows<reverse_backward<float>, reverse_backward<double>>::template run<ReverseBackwardArgs>,
+          squares,
+          update,
           box_muller_rows};
 }
 

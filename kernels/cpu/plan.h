@@ -123,7 +123,31 @@ struct RandnArgs {
   Noise noise;
 };
 
-// One instruction set's kernels. Each works on the chunks [begin, end) of batch x plan.chunks.
+constexpr int64_t kPiece = 16384;  // elements of an optimizer's, laid end to end, that one thread takes at a time
+
+// One tensor of an optimizer. All of them are walked in memory's order.
+struct Weight {
+  char *param, *grad, *exp_avg, *exp_avg_sq, *average;  // without a grad only the average moves; null where there is no average
+  Dtype dtype;                                          // of param and grad; the others are float, or double where that is
+  bool wide;
+  int64_t first, numel, part;  // first: how many elements lie before it
+};
+
+// What a step does to the weights of one part: adamw.h has the formula.
+struct StepSize {
+  double scale, one_less_beta_1, beta_2, one_less_beta_2, kept, step, root, eps;
+};
+
+struct AdamWArgs {
+  const Weight* weights = nullptr;
+  int64_t count = 0;
+  double* squares = nullptr;        // [pieces] of the gradients' squares summed
+  const StepSize* steps = nullptr;  // of each part
+  double one_less_decay = 0;        // of the average
+  bool zero_grads = false;          // leave zeros in the gradients
+};
+
+// One instruction set's kernels. Each works on the chunks [begin, end) of batch x plan.chunks; an optimizer's on pieces.
 struct Kernels {
   const char* name;
   bool (*runs_here)();
@@ -135,9 +159,12 @@ struct Kernels {
   void (*vlb)(const VlbArgs&, int64_t begin, int64_t end);
   void (*reverse)(const ReverseArgs&, int64_t begin, int64_t end);
   void (*reverse_backward)(const ReverseBackwardArgs&, int64_t begin, int64_t end);
+  void (*squares)(const AdamWArgs&, int64_t begin, int64_t end);
+  void (*adamw)(const AdamWArgs&, int64_t begin, int64_t end);
   void (*box_muller)(const int64_t* words, float* z, int64_t begin, int64_t end);
 };
 
-extern const Kernels kPortable, kAvx2, kAvx512;
+extern const Kernels kPortable, kNeon, kAvx2, kAvx512;
+constexpr const Kernels* kInstructionSets[] = {&kAvx512, &kAvx2, &kNeon, &kPortable};  // the fastest first
 
 }  // namespace fastddpm

@@ -3,8 +3,6 @@
 #include <cstdint>
 #include <cstring>
 
-#include <torch/headeronly/util/Half.h>
-
 #include "isa.h"
 #include "plan.h"
 

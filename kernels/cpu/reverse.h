@@ -5,8 +5,10 @@
 //   out'    = fma(g, out - u, u), or out
 //   x_0_hat = clamp(fma(p_o, out', p_x x), -bound, bound)
 //   x_prev  = fma(sigma', z, fma(k_h3, h_3, fma(k_h2, h_2, fma(k_h1, h_1, fma(k_o, out', fma(k_0, x_0_hat, k_x x)))))),
-//             sigma' = sigma, or sigma e^(k_v v), and no term of an h or z whose factor is 0, whatever it holds
+//             sigma' = sigma, or sigma e^(k_v v)
 //   kept    = fma(c_0, x_0_hat, c_x x)
+//
+// An operand whose factor is 0 counts as 0, whatever it holds: an infinity that is clipped leaves x_prev finite.
 //
 // A sample's own g takes the row's place; its own bound b makes clamp(x_0_hat, -b, b) / b: p_x / b, p_o / b and a bound of 1.
 //
@@ -32,30 +34,48 @@ template <class T> StepRow<T> step_row(const StepArgs& args, const Chunk& chunk)
   return k;
 }
 
+// x, or 0 where its factor k is 0
+template <class T> inline T masked(T k, T x) { return k != T(0) ? x : T(0); }
+
 // out'. The buffer may be where out lies.
 template <class T> const T* guided(const StepArgs& args, const Chunk& chunk, T g, const T* out, Buffer<T>& buffer) {
   Buffer<T> u_buffer;
   const T* u = chunk.fetch(args.uncond, u_buffer);
   if (!u) return out;
-  for (int64_t i = 0; i < chunk.count; ++i) buffer.values[i] = fused(g, out[i] - u[i], u[i]);
+  for (int64_t i = 0; i < chunk.count; ++i) buffer.values[i] = fused(g, masked(g, out[i] - u[i]), u[i]);
   return buffer.values;
 }
 
 // sigma' z
 template <class T> inline void scale_noise(const T* z, const T* v, T sigma, T k_v, int64_t n, T* scaled) {
-  for (int64_t i = 0; i < n; ++i) scaled[i] = sigma * exponential(k_v * v[i]).value * z[i];
+  for (int64_t i = 0; i < n; ++i) scaled[i] = sigma * exponential(k_v * masked(k_v, v[i])).value * z[i];
+}
+
+// What a coefficient of x or out' multiplies: zeros where it is 0, which costs less than a choice an element.
+template <class T> struct Operands {
+  const T *p_x, *p_o, *k_x, *k_o;
+  Operands(const StepRow<T>& k, const T* x, const T* out) {
+    static const Buffer<T> zeros{};
+    const auto of = [](T factor, const T* values) { return factor != T(0) ? values : zeros.values; };
+    p_x = of(k.p_x, x), p_o = of(k.p_o, out), k_x = of(k.k_x, x), k_o = of(k.k_o, out);
+  }
+};
+
+// x_0_hat before the clamp
+template <class T> inline T prediction(const StepRow<T>& k, const Operands<T>& of, int64_t i) {
+  return fused(k.p_o, of.p_o[i], k.p_x * of.p_x[i]);
 }
 
 // x_0_hat, and x_prev with the first J terms. In one pass: of so many tensors, pieces that lie alike in their pages would drive
 // each other out of the first-level cache between two.
 template <int J, class T>
-void combine(const StepRow<T>& k, const T* x, const T* out, const T* const* terms, const T* factors, int64_t n, T* __restrict x_0,
+void combine(const StepRow<T>& k, const Operands<T>& of, const T* const* terms, const T* factors, int64_t n, T* __restrict x_0,
              T* __restrict prev) {
   for (int64_t i = 0; i < n; ++i) {
-    const T v = fused(k.p_o, out[i], k.p_x * x[i]);
+    const T v = prediction(k, of, i);
     const T low = v < -k.bound ? -k.bound : v;  // a NaN passes both
     x_0[i] = low > k.bound ? k.bound : low;
-    T sum = fused(k.k_o, out[i], fused(k.k_0, x_0[i], k.k_x * x[i]));
+    T sum = fused(k.k_o, of.k_o[i], fused(k.k_0, masked(k.k_0, x_0[i]), k.k_x * of.k_x[i]));
     for (int j = 0; j < J; ++j) sum = fused(factors[j], terms[j][i], sum);
     prev[i] = sum;
   }
@@ -74,6 +94,7 @@ template <class T> void reverse(const ReverseArgs& args, int64_t begin, int64_t 
       scale_noise(z, v, sigma, k.k_v, chunk.count, z_buffer.values);
       z = z_buffer.values, sigma = 1;
     }
+    const Operands<T> of(k, x, out);
     T* prev = chunk.target(args.x_prev, prev_buffer);
     T* returned = chunk.target(args.x_0, x_0_buffer);
     T* x_0 = returned ? returned : x_0_buffer.values;
@@ -88,11 +109,11 @@ template <class T> void reverse(const ReverseArgs& args, int64_t begin, int64_t 
       if (of_history[j] != T(0)) add(of_history[j], chunk.fetch(args.history[j], h_buffers[j]));
     add(sigma, z);
     constexpr decltype(&combine<0, T>) with[] = {combine<0, T>, combine<1, T>, combine<2, T>, combine<3, T>, combine<4, T>};
-    with[count](k, x, out, terms, factors, chunk.count, x_0, prev);
+    with[count](k, of, terms, factors, chunk.count, x_0, prev);
     chunk.commit(args.x_prev, prev, prev_buffer);
     if (returned) chunk.commit(args.x_0, returned, x_0_buffer);
     if (T* kept = chunk.target(args.kept, kept_buffer)) {
-      for (int64_t i = 0; i < chunk.count; ++i) kept[i] = fused(k.c_0, x_0[i], k.c_x * x[i]);
+      for (int64_t i = 0; i < chunk.count; ++i) kept[i] = fused(k.c_0, masked(k.c_0, x_0[i]), k.c_x * masked(k.c_x, x[i]));
       chunk.commit(args.kept, kept, kept_buffer);
     }
   }
@@ -112,11 +133,11 @@ template <class T> void reverse_backward(const ReverseBackwardArgs& args, int64_
     if (!h) h = zeros.values;
     if (!m) m = zeros.values;
     const T* out = guided(args, chunk, k.g, chunk.fetch(args.model_output, out_buffer), out_buffer);
-    const T* x = chunk.fetch(args.x_t, x_buffer);
+    const Operands<T> of(k, chunk.fetch(args.x_t, x_buffer), out);
     T* grad_out = chunk.target(args.grad_model_output, grad_out_buffer);
     T* grad_x = chunk.target(args.grad_x_t, grad_x_buffer);
     for (int64_t i = 0; i < chunk.count; ++i) {
-      const T v = fused(k.p_o, out[i], k.p_x * x[i]);
+      const T v = prediction(k, of, i);
       const T through = v < -k.bound || v > k.bound ? T(0) : fused(k.c_0, m[i], k.k_0 * g[i] + h[i]);
       grad_out[i] = fused(k.p_o, through, k.k_o * g[i]);
       grad_x[i] = fused(k.p_x, through, fused(k.c_x, m[i], k.k_x * g[i]));

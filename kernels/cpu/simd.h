@@ -1,6 +1,6 @@
-// The vector types of one instruction set, chosen by the file that includes this (avx2.cpp, avx512.cpp, portable.cpp).
+// The vector types of one instruction set, chosen by the file that includes this (avx512.cpp, avx2.cpp, neon.cpp, portable.cpp).
 //
-// Words   four or eight 64-bit lanes, of which the low 32 bits count: the products of Philox need no shuffles there
+// Words   two, four or eight 64-bit lanes, of which the low 32 bits count: the products of Philox need no shuffles there
 // Bits    twice as many 32-bit lanes
 // Floats  the same lanes as float32
 //
@@ -99,6 +99,43 @@ inline void store_interleaved(float* out, Floats even, Floats odd) {
   _mm256_storeu_ps(out + 8, _mm256_unpackhi_ps(even, odd));
 }
 
+#elif defined(FASTDDPM_NEON)
+
+constexpr int kBlocks = 2;
+using Words = uint64x2_t;
+using Bits = uint32x4_t;
+using Floats = float32x4_t;
+
+inline Words words(uint64_t x) { return vdupq_n_u64(x); }
+inline Words block_lanes() { return Words{0, 1}; }
+inline Words add64(Words a, Words b) { return vaddq_u64(a, b); }
+inline Words multiply(Words a, Words b) { return vmull_u32(vmovn_u64(a), vmovn_u64(b)); }
+inline Words high(Words a) { return vshrq_n_u64(a, 32); }
+inline Words exclusive_or(Words a, Words b, Words c) { return veorq_u64(veorq_u64(a, b), c); }
+inline Bits pack(Words even, Words odd) { return vtrn1q_u32(vreinterpretq_u32_u64(even), vreinterpretq_u32_u64(odd)); }
+
+inline Bits bits(uint32_t x) { return vdupq_n_u32(x); }
+inline Bits add(Bits a, Bits b) { return vaddq_u32(a, b); }
+inline Bits subtract(Bits a, Bits b) { return vsubq_u32(a, b); }
+template <int N> inline Bits shift_left(Bits a) { return vshlq_n_u32(a, N); }
+template <int N> inline Bits shift_right_signed(Bits a) {
+  return vreinterpretq_u32_s32(vshrq_n_s32(vreinterpretq_s32_u32(a), N));
+}
+inline Bits exclusive_or(Bits a, Bits b) { return veorq_u32(a, b); }
+
+inline Floats floats(float x) { return vdupq_n_f32(x); }
+inline Floats from_unsigned(Bits a) { return vcvtq_f32_u32(a); }
+inline Floats from_signed(Bits a) { return vcvtq_f32_s32(vreinterpretq_s32_u32(a)); }
+inline Bits as_bits(Floats a) { return vreinterpretq_u32_f32(a); }
+inline Floats as_floats(Bits a) { return vreinterpretq_f32_u32(a); }
+inline Floats multiply(Floats a, Floats b) { return vmulq_f32(a, b); }
+inline Floats subtract(Floats a, Floats b) { return vsubq_f32(a, b); }
+inline Floats fma(Floats a, Floats b, Floats c) { return vfmaq_f32(c, a, b); }
+inline Floats square_root(Floats a) { return vsqrtq_f32(a); }
+inline Floats select(Bits choice, Floats a, Floats b) { return vbslq_f32(shift_right_signed<31>(choice), b, a); }
+inline Floats flip_sign(Floats a, Bits sign) { return as_floats(veorq_u32(as_bits(a), vandq_u32(sign, bits(0x80000000u)))); }
+inline void store_interleaved(float* out, Floats even, Floats odd) { vst2q_f32(out, {{even, odd}}); }
+
 #else  // portable: plain loops over small arrays, which a compiler turns into whatever vectors there are
 
 constexpr int kBlocks = 4;
@@ -163,5 +200,16 @@ inline void store_interleaved(float* out, Floats even, Floats odd) {
 }
 
 #endif
+
+inline float float_of(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+inline uint32_t bits_of(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return bits;
+}
 
 }  // namespace FASTDDPM_ISA

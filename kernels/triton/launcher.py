@@ -6,6 +6,8 @@ than its (`_specialized`): one that is new asks triton, one that is known is a l
 triton of `_KNOWN` specialises on, and on its launchers, which take an address for a tensor. Not yet run on a GPU.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -36,12 +38,12 @@ def launch(on: Tensor, kernel, programs: int, num_warps: int, arguments: tuple, 
 
 
 def _short_cut(device: int, kernel, programs: int, num_warps: int, arguments: tuple, constants: tuple[int, ...]) -> None:
-    key, sent = _specialized(arguments)
-    key += num_warps, constants, knobs.runtime.debug, knobs.compilation.instrumentation_mode
+    seen, sent = _specialized(arguments)
+    key = *seen, num_warps, constants, knobs.runtime.debug, knobs.compilation.instrumentation_mode  # triton's are strings
     compiled_kernels = kernel.device_caches[device][0]
-    compiled = compiled_kernels.get(tuple(key))  # triton's keys are strings
+    compiled = compiled_kernels.get(key)
     if compiled is None:
-        compiled_kernels[tuple(key)] = kernel[(programs,)](*arguments, *constants, num_warps=num_warps, **FLAGS)
+        compiled_kernels[key] = kernel[(programs,)](*arguments, *constants, num_warps=num_warps, **FLAGS)
     else:
         stream = driver.active.get_current_stream(device)
         metadata = compiled.packed_metadata, None, None, None
@@ -56,9 +58,9 @@ def _specialized(arguments: tuple) -> tuple[list, list]:
     for x in arguments:
         if x is None:
             key.append(None)
-        elif x.__class__ is int:
-            key.append((x == 1, x % 16 == 0, -(1 << 31) <= x < 1 << 31, x < 1 << 63))
-        elif x.__class__ is float:
+        elif type(x) is int:
+            key.append(_kind(x))
+        elif type(x) is float:
             key.append(float)
         else:
             key.append(x.dtype)
@@ -68,6 +70,11 @@ def _specialized(arguments: tuple) -> tuple[list, list]:
     if _AMD:
         key += [x.untyped_storage().nbytes() >= 1 << 31 for x in arguments if isinstance(x, Tensor)]
     return key, sent
+
+
+@lru_cache(maxsize=1024)
+def _kind(x: int) -> tuple[bool, ...]:
+    return x == 1, x % 16 == 0, -(1 << 31) <= x < 1 << 31, x < 1 << 63
 
 
 def _watched() -> bool:

@@ -27,7 +27,6 @@ from .tile import (
     read,
     result,
     row_of,
-    served,
     tile,
     tile_noise,
     tiles_of,
@@ -77,7 +76,6 @@ def scale_kernel(grad_ptr, upstream_ptr, elements, UPSTREAM_STRIDE: tl.constexpr
         write(grad_ptr, place, read(grad_ptr, place) * upstream)
 
 
-@served
 def mse_loss(model_output, noise, x_0, x_t, t, rows, reduction, with_grad) -> tuple[Tensor, Tensor]:
     tiles = tiles_of(model_output, noise, any_batch=True)
     shares, grad = rows.new_empty(tiles.plan.programs), result(model_output, tiles.layout, with_grad)
@@ -86,7 +84,6 @@ def mse_loss(model_output, noise, x_0, x_t, t, rows, reduction, with_grad) -> tu
     return finish(shares, model_output.shape[0], reduction), like(grad, model_output, tiles.layout)
 
 
-@served
 def mse_loss_backward(model_output, noise, x_0, x_t, t, rows, reduction, grad_loss) -> Tensor:
     tiles = tiles_of(model_output, noise)
     grad = result(model_output, tiles.layout)

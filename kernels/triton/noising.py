@@ -24,7 +24,6 @@ from .tile import (
     read,
     result,
     row_of,
-    served,
     tile,
     tile_noise,
     tile_normals,
@@ -62,7 +61,6 @@ def noising_uniform_kernel(
     write(out_ptr, place, tl.fma(a, read(x_ptr, place), s * z))
 
 
-@served
 def noising(x: Tensor, noise: Tensor | None, t: Tensor, rows: Tensor) -> Tensor:
     tiles = tiles_of(x, noise)
     out = result(x, tiles.layout)
@@ -70,7 +68,6 @@ def noising(x: Tensor, noise: Tensor | None, t: Tensor, rows: Tensor) -> Tensor:
     return like(out, x, tiles.layout)
 
 
-@served
 def noising_uniform(x: Tensor, key: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     layout, channels, elements, (programs, block, num_warps) = tiles_of(x, key)
     out, t = result(x, layout), key.new_empty(key.shape[0])

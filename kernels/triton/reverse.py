@@ -4,9 +4,9 @@
     out'    = fma(g, out - u, u), or out where u is not given
     x_0_hat = clamp(fma(p_o, out', p_x * x), -bound, bound)
     x_prev  = fma(sigma_e, z, fma(k_h3, h_3, fma(k_h2, h_2, fma(k_h1, h_1, fma(k_o, out', fma(k_0, x_0_hat, k_x * x)))))),
-              sigma_e = sigma, or sigma e^(k_v v) of an output with variance channels v; without what of the h_j and z is not
-              given, or has a k_hj or sigma of 0
+              sigma_e = sigma, or sigma e^(k_v v) of an output with variance channels v
     kept    = fma(c_0, x_0_hat, c_x * x)
+              in these without what is not given, and any term of a factor that is 0, whatever it would hold
     through = fma(c_0, m, k_0 g + h) where |x_0_hat before the clamp| <= bound, else 0;  g, h, m the gradients of x_prev,
               x_0_hat, kept
     grad_x  = fma(p_x, through, fma(c_x, m, k_x * g));  grad_v = g k_v sigma_e z
@@ -52,10 +52,10 @@ from .tile import (
     read,
     result,
     row_of,
-    served,
     tile,
     tile_noise,
     tiles_of,
+    unwanted,
     write,
 )
 
@@ -64,9 +64,15 @@ _PER_THREAD = {False: 32, True: 16}
 
 
 @triton.jit
+def _term(k, x, total):
+    """k x + total"""
+    return tl.where(k != 0, tl.fma(k, x, total), total)
+
+
+@triton.jit
 def _growth(out_ptr, variance, row):
     """e^(k_v v)."""
-    e, _, _ = exponential(column(row, STEP_K_V) * read(out_ptr, variance))
+    e, _, _ = exponential(_term(column(row, STEP_K_V), read(out_ptr, variance), 0.0))
     return e
 
 
@@ -95,14 +101,14 @@ def _guided(out_ptr, u_ptr, mean, scale):
     out = read(out_ptr, mean)
     if u_ptr is not None:
         u = read(u_ptr, mean)
-        out = tl.fma(scale, out - u, u)
+        out = _term(scale, out - u, u)
     return out
 
 
 @triton.jit
 def _and_history(x_prev, h_ptr, place, k_h):
     if h_ptr is not None:
-        x_prev = tl.where(k_h != 0, tl.fma(k_h, read(h_ptr, place), x_prev), x_prev)
+        x_prev = _term(k_h, read(h_ptr, place), x_prev)
     return x_prev
 
 
@@ -119,14 +125,14 @@ def reverse_kernel(
     p_x, p_o, bound = _prediction(sample, row, bound_ptr, BOUND_STRIDE)
     k_x, k_0, k_o, sigma = column(row, STEP_K_X), column(row, STEP_K_0), column(row, STEP_K_O), column(row, STEP_SIGMA)
     x, out = read(x_ptr, place), _guided(out_ptr, u_ptr, mean, _scale(sample, row, guidance_ptr, GUIDANCE_STRIDE))
-    x_0 = tl.fma(p_o, out, p_x * x)
+    x_0 = _term(p_o, out, _term(p_x, x, 0.0))
     x_0 = tl.maximum(x_0, -bound, propagate_nan=tl.PropagateNan.ALL)
     x_0 = tl.minimum(x_0, bound, propagate_nan=tl.PropagateNan.ALL)
     if x_0_ptr is not None:
         write(x_0_ptr, place, x_0)
     if kept_ptr is not None:
-        write(kept_ptr, place, tl.fma(column(row, STEP_C_0), x_0, column(row, STEP_C_X) * x))
-    x_prev = tl.fma(k_o, out, tl.fma(k_0, x_0, k_x * x))
+        write(kept_ptr, place, _term(column(row, STEP_C_0), x_0, _term(column(row, STEP_C_X), x, 0.0)))
+    x_prev = _term(k_o, out, _term(k_0, x_0, _term(k_x, x, 0.0)))
     x_prev = _and_history(x_prev, h1_ptr, place, column(row, STEP_K_H1))
     x_prev = _and_history(x_prev, h2_ptr, place, column(row, STEP_K_H2))
     x_prev = _and_history(x_prev, h3_ptr, place, column(row, STEP_K_H3))
@@ -160,7 +166,7 @@ def reverse_backward_kernel(
     if grad_kept_ptr is not None:
         m = read(grad_kept_ptr, place)
         through, past = tl.fma(column(row, STEP_C_0), m, through), tl.fma(column(row, STEP_C_X), m, past)
-    through = tl.where(tl.abs(tl.fma(p_o, out, p_x * x)) > bound, 0.0, through)
+    through = tl.where(tl.abs(_term(p_o, out, _term(p_x, x, 0.0))) > bound, 0.0, through)
     grad_out, grad_x = tl.fma(p_o, through, k_o * g), tl.fma(p_x, through, past)
     if u_ptr is not None:
         write(grad_u_ptr, mean, tl.fma(-scale, grad_out, grad_out))
@@ -185,7 +191,6 @@ def _launch(tiles, kernel, written, data, index, rows, guidance, bound, learned)
     tiles.launch(kernel, written, data, index, rows, (guidance, bound), (learned, guidance_stride, bound_stride))
 
 
-@served
 def reverse_step(
     model_output, x_t, noise, index, rows, return_x_0,
     uncond_output=None, guidance=None, bound=None, history=None, return_kept=False,
@@ -193,15 +198,20 @@ def reverse_step(
     learned = is_learned(model_output, x_t)
     most = _PER_THREAD[learned] // (2 if learned and uncond_output is not None else 1)
     tiles = tiles_of(x_t, noise, learned=learned, most=most)
-    layout = tiles.layout
-    x_prev, x_0, kept = result(x_t, layout), result(x_t, layout, return_x_0), result(x_t, layout, return_kept)
+    layout, x_prev = tiles.layout, result(x_t, tiles.layout)
+    x_0 = result(x_t, layout) if return_x_0 else None
+    kept = result(x_t, layout) if return_kept else None
     earlier = (*(history or ()), None, None, None)[:3]
     data = (model_output, uncond_output, x_t, *earlier, noise)
     _launch(tiles, reverse_kernel, (x_prev, x_0, kept), data, index, rows, guidance, bound, learned)
-    return like(x_prev, x_t, layout), like(x_0, x_t, layout), like(kept, x_t, layout, 1)
+    no_x_0, no_kept = unwanted(x_t.dtype, x_t.device)
+    return (
+        like(x_prev, x_t, layout),
+        no_x_0 if x_0 is None else like(x_0, x_t, layout),
+        no_kept if kept is None else like(kept, x_t, layout),
+    )
 
 
-@served
 def reverse_step_backward(
     grad_x_prev, grad_x_0, model_output, x_t, noise, index, rows,
     uncond_output=None, guidance=None, bound=None, grad_kept=None,

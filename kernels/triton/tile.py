@@ -11,9 +11,8 @@ a Philox call of its own and uses one normal of its four, which costs arithmetic
 elements matters, and channels_last is walked as CHANNELS = 0.
 """
 
-import inspect
-from collections.abc import Callable
-from functools import lru_cache, wraps
+import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -22,7 +21,6 @@ from torch import Tensor
 import triton
 import triton.language as tl
 
-from .. import reference
 from .launcher import launch
 from .philox import cos_sin, four_normals, radius, words
 
@@ -274,15 +272,15 @@ def tiles_of(
         walks: whose layout the tiles go along, where it isn't x's.
         any_batch, most: as in `plan`.
     """
-    layout, channels, batch = memory_format(x if walks is None else walks), 0, x.shape[0]
-    if layout is not torch.contiguous_format and (learned or any(is_key(noise) for noise in noises)):
-        channels = x.shape[1]
-    return cut(layout, channels, x.numel() // batch, batch, any_batch, most)
+    layout = memory_format(x if walks is None else walks)
+    by_channels = layout is not torch.contiguous_format and (learned or any(is_key(noise) for noise in noises))
+    return cut(layout, x.shape, by_channels, any_batch, most)
 
 
 @lru_cache(maxsize=1024)
-def cut(layout: torch.memory_format, channels: int, elements: int, batch: int, any_batch: bool, most: int) -> Tiles:
-    return Tiles(layout, channels, elements, plan(batch, elements, channels, any_batch, most))
+def cut(layout: torch.memory_format, shape: torch.Size, by_channels: bool, any_batch: bool, most: int) -> Tiles:
+    channels, elements = shape[1] if by_channels else 0, math.prod(shape[1:])
+    return Tiles(layout, channels, elements, plan(shape[0], elements, channels, any_batch, most))
 
 
 def is_learned(output: Tensor, x: Tensor) -> bool:
@@ -305,9 +303,12 @@ def is_key(noise: Tensor | None) -> bool:
 
 def operands(data: tuple, layout: torch.memory_format) -> list:
     """The tensors that lie in the launch's layout, copies in it of the others. A key is read as it is."""
-    if layout is torch.contiguous_format:
-        return [x if x is None else x.contiguous() for x in data]
-    return [x if x is None else x.contiguous() if is_key(x) else x.contiguous(memory_format=layout) for x in data]
+    flat, laid_out = layout is torch.contiguous_format, []
+    for x in data:
+        if x is not None:
+            x = x.contiguous() if flat or is_key(x) else x.contiguous(memory_format=layout)
+        laid_out.append(x)
+    return laid_out
 
 
 def result(x: Tensor, layout: torch.memory_format, wanted: bool = True) -> Tensor | None:
@@ -317,19 +318,19 @@ def result(x: Tensor, layout: torch.memory_format, wanted: bool = True) -> Tenso
     return torch.empty_like(x) if x.is_contiguous(memory_format=layout) else torch.empty_like(x, memory_format=layout)
 
 
-def like(out: Tensor | None, x: Tensor, layout: torch.memory_format, which: int = 0) -> Tensor:
+def like(out: Tensor | None, x: Tensor, layout: torch.memory_format) -> Tensor:
     """What a kernel wrote, with the strides of `torch.empty_like(x)`, which the op's fake promises; `unwanted` where None."""
     if out is None:
-        return unwanted(x.dtype, x.device, which)
+        return unwanted(x.dtype, x.device)[0]
     return out if x.is_contiguous(memory_format=layout) else torch.empty_like(x).copy_(out)
 
 
 @lru_cache(maxsize=1024)
-def unwanted(dtype: torch.dtype, device: torch.device, which: int) -> Tensor:
-    """[0] for a result that nobody wants, kept: to make one anew is a good part of a small call. `which`: no result of a call
+def unwanted(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """[0] for results that nobody wants, kept: to make one anew is a good part of a small call. Two, since no result of a call
     may be another. An inference tensor would be of no use elsewhere."""
     with torch.inference_mode(False):
-        return torch.empty(0, dtype=dtype, device=device)
+        return torch.empty(0, dtype=dtype, device=device), torch.empty(0, dtype=dtype, device=device)
 
 
 def per_sample(values: Tensor) -> tuple[Tensor, int]:
@@ -343,16 +344,3 @@ def per_sample(values: Tensor) -> tuple[Tensor, int]:
 
 def elements_of(x: Tensor) -> int:
     return x.numel() // x.shape[0]
-
-
-def served(op: Callable) -> Callable:
-    """The op in float32; in another arithmetic, and where there is nothing to do, the reference of its name."""
-    names = list(inspect.signature(op).parameters)
-    rows, x = names.index("rows"), names.index("model_output" if "model_output" in names else "x")
-
-    @wraps(op)
-    def run(*inputs):
-        served = inputs[rows].dtype is torch.float32 and inputs[x].numel()
-        return op(*inputs) if served else getattr(reference, op.__name__)(*inputs)
-
-    return run

@@ -34,7 +34,6 @@ from .tile import (
     read,
     result,
     row_of,
-    served,
     tile,
     tile_noise,
     tiles_of,
@@ -193,7 +192,6 @@ def _cut(model_output: Tensor, x_0: Tensor, tanh_cdf: bool, *noises: Tensor | No
     return tiles, (learned, tanh_cdf)
 
 
-@served
 def vlb_loss(model_output, x_0, x_t, noise, t, rows, tanh_cdf, reduction, with_grad) -> tuple[Tensor, Tensor]:
     tiles, form = _cut(model_output, x_0, tanh_cdf, noise)
     shares, grad = rows.new_empty(tiles.plan.programs), result(model_output, tiles.layout, with_grad)
@@ -202,7 +200,6 @@ def vlb_loss(model_output, x_0, x_t, noise, t, rows, tanh_cdf, reduction, with_g
     return finish(shares, x_0.shape[0], reduction), like(grad, model_output, tiles.layout)
 
 
-@served
 def vlb_loss_backward(model_output, x_0, x_t, noise, t, rows, tanh_cdf, reduction, grad_loss) -> Tensor:
     tiles, form = _cut(model_output, x_0, tanh_cdf, noise, any_batch=False)
     grad = result(model_output, tiles.layout)
@@ -212,7 +209,6 @@ def vlb_loss_backward(model_output, x_0, x_t, noise, t, rows, tanh_cdf, reductio
     return like(grad, model_output, tiles.layout)
 
 
-@served
 def hybrid_loss(model_output, x_0, x_t, noise, t, rows, tanh_cdf, vlb_weight, reduction, with_grad) -> tuple[Tensor, ...]:
     tiles, form = _cut(model_output, x_0, tanh_cdf, noise)
     batch = x_0.shape[0]
@@ -228,7 +224,6 @@ def hybrid_loss(model_output, x_0, x_t, noise, t, rows, tanh_cdf, vlb_weight, re
     return loss, mse, vlb, like(grad, model_output, tiles.layout)
 
 
-@served
 def hybrid_loss_backward(
     model_output, x_0, x_t, noise, t, rows, tanh_cdf, vlb_weight, reduction, grad_loss, grad_mse, grad_vlb
 ) -> Tensor:
@@ -240,7 +235,6 @@ def hybrid_loss_backward(
     return like(grad, model_output, tiles.layout)
 
 
-@served
 def vlb_terms(model_output, x_0, x_t, noise, t, rows, tanh_cdf, next_noise, next_t) -> tuple[Tensor, Tensor]:
     tiles, form = _cut(model_output, x_0, tanh_cdf, noise, next_noise)
     shares = rows.new_empty(2 * tiles.plan.programs)

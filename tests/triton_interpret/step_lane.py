@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import LAYOUTS, same_bits, spread, ulp, values
+from helpers import LAYOUTS, assert_unread, same_bits, spread, ulp, values
 from interpreted import (
     AT_BOUND,
     DTYPES,
@@ -110,6 +110,10 @@ def test_a_nan_stays_in_its_sample():
 
 
 # ---- reverse ----
+
+
+def test_an_operand_whose_coefficients_are_0_may_hold_anything():
+    assert_unread(kernels)
 
 
 OTHERS = ["k_h1", "k_h2", "k_h3", "g", "c_x", "c_0"]

@@ -28,8 +28,10 @@ def step(
 ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
     patch, config = getattr(self, MARK), self.config
     why = _why_not(self, config, eta, generator, variance_noise, sample)
-    if not why:
-        walk = _walk_of(self, patch, config, eta, use_clipped_model_output)
+    walk = None if why else _walk_of(self, patch, config, eta, use_clipped_model_output)
+    if walk is None:
+        why = why or NOT_WALKABLE
+    else:
         row = walk.row(timestep, self.timesteps)
         why = why_not(patch, walk, row, model_output, sample, config.prediction_type == "sample")
         if not why:
@@ -44,21 +46,20 @@ def _why_not(self: Any, config: Any, eta: Any, generator: Any, variance_noise: A
         return "no timesteps were set"
     if config.thresholding:
         return "thresholding"
-    if not walkable(self):
-        return NOT_WALKABLE
     if not isinstance(eta, (int, float)) or eta < 0:
         return "an eta that is no number of 0 or more"
     given = variance_noise is not None and eta > 0
-    unlike = given and (variance_noise.shape != sample.shape or variance_noise.dtype is not sample.dtype)
-    if given and (unlike or generator is not None or variance_noise.requires_grad):
-        return "variance_noise beside a generator, of another shape or dtype than the sample's, or that wants a gradient"
+    z, x = variance_noise, sample
+    unlike = given and (z.shape != x.shape or z.dtype is not x.dtype or z.device != x.device)
+    if given and (unlike or generator is not None or z.requires_grad):
+        return "variance_noise beside a generator, unlike the sample, or that wants a gradient"
     return ""
 
 
-def _walk_of(self: Any, patch: Any, config: Any, eta: float, clipped: bool) -> Walk:
+def _walk_of(self: Any, patch: Any, config: Any, eta: float, clipped: bool) -> Walk | None:
     of = (self.alphas_cumprod, self.final_alpha_cumprod, self.timesteps, config, self.num_inference_steps)
     seen = (*of, config.prediction_type, eta, clipped)
-    return cached(patch, "step", seen, lambda: _walk(*seen))
+    return cached(patch, "step", seen, lambda: _walk(*seen) if walkable(self.alphas_cumprod, self.timesteps) else None)
 
 
 def _walk(

@@ -23,10 +23,9 @@ def step(
     patch, config = getattr(self, MARK), self.config
     if config.thresholding or self.variance_type not in VARIANCE_TYPES or self.variance_type != config.variance_type:
         why = "thresholding, or a variance_type that is not " + ", ".join(VARIANCE_TYPES)
-    elif not walkable(self):
+    elif (walk := _walk_of(self, patch, config)) is None:
         why = NOT_WALKABLE
     else:
-        walk = _walk_of(self, patch, config)
         row = walk.row(timestep, self.timesteps)
         why = why_not(patch, walk, row, model_output, sample, config.prediction_type == "sample")
         if not why:
@@ -35,10 +34,10 @@ def step(
     return original(self, step, why)(model_output, timestep, sample, generator, return_dict)
 
 
-def _walk_of(self: Any, patch: Any, config: Any) -> Walk:
+def _walk_of(self: Any, patch: Any, config: Any) -> Walk | None:
     spaced = bool(self.custom_timesteps or self.num_inference_steps)
     seen = (self.alphas_cumprod, self.timesteps, config, spaced, self.variance_type, config.prediction_type)
-    return cached(patch, "step", seen, lambda: _walk(*seen))
+    return cached(patch, "step", seen, lambda: _walk(*seen) if walkable(*seen[:2]) else None)
 
 
 def _walk(abar: Tensor, timesteps: Tensor, config: Any, spaced: bool, variance_type: str, prediction_type: str) -> Walk:

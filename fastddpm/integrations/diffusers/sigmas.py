@@ -16,7 +16,7 @@ from ...tables import Tables
 from ..compiled import but_compiled
 from ..patch import MARK, Method, Patch, original
 from ..tables import cached
-from .walk import HALF, finite_rows, unfit
+from .walk import HALF, Steps, finite_rows, unfit
 
 NOT_OURS = "a step beyond the scheduler's, or where it divides by 0"
 
@@ -33,29 +33,14 @@ def levels_of(sigmas: Tensor) -> Levels:
     return Levels(torch.arange(len(sigmas) - 1), sigmas)
 
 
-class Rows:
-    """The rows of a scheduler's steps, by step_index. One that is not finite, or shall not, is the original's."""
+class Rows(Steps):
+    """The steps of a scheduler that counts them, by step_index. One that is not finite, or shall not, is the original's."""
 
     def __init__(self, columns: dict[str, Tensor], there: Tensor | bool = True):
         self.rows, self.holds = finite_rows(torch.arange(len(columns["k_x"])), columns, there=there)
 
     def has(self, i: Any) -> bool:
         return type(i) is int and 0 <= i < len(self.holds) and self.holds[i]
-
-    def step(
-        self,
-        i: int,
-        output: Tensor,
-        x: Tensor,
-        noise: Tensor | None = None,
-        return_x_0: bool = True,
-        history: list[Tensor] | None = None,
-        return_kept: bool = False,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """`functional.reverse_step` of what `why_not` and `unlike` have checked: (x_prev, x_0_hat, kept)."""
-        table, index = self.rows.on(x.device, arithmetic(x)), self.rows.index_on(x.device, i)
-        options = (None, None, None, history or [], return_kept) if history or return_kept else ()
-        return autograd.reverse_step(output, x, noise, index, table, return_x_0, *options)
 
 
 def columns_of(at: Levels, columns: dict[str, Tensor], prediction_type: str) -> dict[str, Tensor]:
@@ -94,8 +79,6 @@ def why_not(patch: Patch, output: Any, sample: Any) -> str:
     """Why a step is the original's; "" where it is ours."""
     if not isinstance(output, Tensor) or not isinstance(sample, Tensor):
         return "a model_output or a sample that is no tensor"
-    if output.dtype not in FLOAT_DTYPES or sample.dtype not in FLOAT_DTYPES:
-        return "a model_output or a sample of an unusual dtype"
     return unfit(patch, output, sample)
 
 

@@ -8,7 +8,9 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from ...functional import reverse_step
+from ... import autograd
+from ...checks import FLOAT_DTYPES
+from ...functional import arithmetic
 from ...samplers import StepRows
 from ..draws import drawn_key
 from ..patch import Patch
@@ -16,8 +18,29 @@ from ..patch import Patch
 HALF = (torch.float16, torch.bfloat16)
 
 
-class Walk:
-    """The rows of a scheduler's steps.
+class Steps:
+    """A scheduler's steps as rows."""
+
+    rows: StepRows
+
+    def step(
+        self,
+        i: int,
+        output: Tensor,
+        x: Tensor,
+        noise: Tensor | None = None,
+        return_x_0: bool = True,
+        history: list[Tensor] | None = None,
+        return_kept: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`functional.reverse_step` of what was found fit, by `unfit` and its like: (x_prev, x_0_hat, kept)."""
+        table, index = self.rows.on(x.device, arithmetic(x)), self.rows.index_on(x.device, i)
+        options = (None, None, None, history or [], return_kept) if history or return_kept else ()
+        return autograd.reverse_step(output, x, noise, index, table, return_x_0, *options)
+
+
+class Walk(Steps):
+    """The steps of a scheduler that finds them by timestep.
 
     Args:
         timesteps: int64 `[S]` on the CPU, the first step's first.
@@ -75,9 +98,8 @@ def _lies_in(part: Tensor, whole: Tensor) -> bool:
 NOT_WALKABLE = "timesteps that are no int64 [S], or alphas_cumprod that is no floating [T]"
 
 
-def walkable(self: Any) -> bool:
+def walkable(abar: Any, t: Any) -> bool:
     """Whether there can be a table: scripts put lists and arrays in the place of tensors."""
-    abar, t = self.alphas_cumprod, self.timesteps
     tensors = isinstance(abar, Tensor) and isinstance(t, Tensor)
     return tensors and abar.dim() == t.dim() == 1 and t.dtype is torch.int64 and len(t) > 0 and abar.is_floating_point()
 
@@ -101,10 +123,10 @@ def unfit(patch: Patch, output: Tensor, sample: Tensor, learned: bool = False) -
     shape = sample.shape
     if learned:
         shape = torch.Size((*shape[:1], *(2 * n for n in shape[1:2]), *shape[2:]))
-    if output.shape != shape or output.device != sample.device:
-        return "a model_output of another shape or device than the sample's"
-    if not sample.is_floating_point() or sample.dim() == 0:
-        return "a sample that is no floating tensor [B, ...]"
+    if output.shape != shape or output.device != sample.device or sample.dim() <= learned:
+        return "a model_output of another shape or device than the sample's, or without a batch"
+    if output.dtype not in FLOAT_DTYPES or sample.dtype not in FLOAT_DTYPES:
+        return "a model_output or a sample of an unusual dtype"
     if patch.strict and (sample.dtype in HALF or output.dtype in HALF):
         return "strict, in half precision"
     return ""
@@ -123,4 +145,5 @@ def stepped(
     """(x_prev, x_0_hat) of a row, with noise that is given or drawn where it adds any."""
     if noise is None and walk.draws[row]:
         noise = drawn(patch, sample, output.dtype, generator)
-    return reverse_step(output, sample, row, walk.rows, "none" if noise is None else noise)
+    x, x_0, _ = walk.step(row, output, sample, noise)
+    return x, x_0

@@ -9,6 +9,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..patch import Method, Peer
+from ..update import Update, taken, update
 from .fused import fused
 
 
@@ -16,7 +17,7 @@ def train(self: Any) -> None:
     accelerator, total, every = self.accelerator, self.train_num_steps, self.save_and_sample_every
     with tqdm(initial=self.step, total=total, disable=not accelerator.is_main_process) as bar:
         while self.step < total:
-            with fused(getattr(self.opt, "optimizer", self.opt)):  # accelerate's has theirs inside
+            with fused(_inner(self)):
                 for _ in range(min(total - self.step, every - self.step % every)):
                     _step(self, bar)
             if accelerator.is_main_process and self.step % every == 0:
@@ -35,8 +36,7 @@ def _step(self: Any, bar: tqdm) -> None:
         total = total + loss.detach()
         accelerator.backward(loss)
     accelerator.wait_for_everyone()
-    accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
-    self.opt.step()
+    _clipped_step(self)
     self.opt.zero_grad()
     accelerator.wait_for_everyone()
     self.step += 1
@@ -44,6 +44,24 @@ def _step(self: Any, bar: tqdm) -> None:
         self.ema.update()
         bar.set_description(f"loss: {float(total):.4f}")  # a read that waits: where all of the step is under way
     bar.update(1)
+
+
+def _clipped_step(self: Any) -> None:
+    optimizer = _inner(self)
+    if not taken(optimizer):
+        self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+        self.opt.step()
+        return
+    optimizer.max_grad_norm = self.max_grad_norm
+    try:
+        self.opt.step()
+    finally:
+        optimizer.max_grad_norm = None
+
+
+def _inner(self: Any) -> Any:
+    """The optimizer, which accelerate's has inside."""
+    return getattr(self.opt, "optimizer", self.opt)
 
 
 def _milestone(self: Any) -> None:
@@ -72,11 +90,23 @@ def _parts(trainer: Any) -> Iterable[Any]:
     return parts if average is None else [*parts, average, average.ema_model]  # one of a patched diffusion is a patched one
 
 
+def optimizer(self: Any) -> Update:
+    accelerator, left = self.accelerator, ("the average, which is every some steps, of a decay of its own",)
+    weights = {id(p) for group in self.opt.param_groups for p in group["params"]}
+    why_not = ""
+    if accelerator.scaler is not None or accelerator.distributed_type.value not in ("NO", "MULTI_CPU", "MULTI_GPU"):
+        why_not = "accelerate scales the loss, or shards the weights"
+    elif weights != {id(p) for p in self.model.parameters()}:
+        why_not = "its weights are not all the model's"
+    return update(_inner(self), "all weights in two passes with their clipping", left, why_not)
+
+
 PEER = Peer(
     "denoising_diffusion_pytorch.Trainer",
     "denoising_diffusion_pytorch.denoising_diffusion_pytorch",
     (Method(train, "fused Adam while it trains; the loss is read once a step, after the step was launched"),),
     left=("the average's reads of its own counters, two a step", "the copy of a batch to the device, which waits"),
     parts=_parts,
+    update=optimizer,
 )
 PEERS = {PEER.name: PEER}

@@ -1,8 +1,11 @@
 """The trainers' waste outside the kernels: loops over the parameters for averages and norms, and a host read for every number
 that is logged."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from itertools import chain
+from operator import is_
 from types import FunctionType
 from typing import Any
 
@@ -11,16 +14,18 @@ import torch
 from torch import Tensor
 
 from ...averaging import ema_update_
-from ..patch import Method, Peer, original
+from ..patch import MARK, Method, Peer, original
+from ..update import TakenOver, Update, taken, update
 
 # ---- guided-diffusion ----
 
 
 def _update_ema(self: Any) -> None:
     params = self.mp_trainer.master_params
-    if not _averages(self, params):
-        return original(self, _update_ema, UNLIKE)()
-    _average(self.ema_params, params, self.ema_rate)
+    with _others(self):
+        if not _averages(self, params):
+            return original(self, _update_ema, UNLIKE)()
+        _average(self.ema_params, params, self.ema_rate)
 
 
 def _compute_norms(self: Any, grad_scale: float = 1.0) -> tuple[Any, Any]:
@@ -37,12 +42,13 @@ def _compute_norms(self: Any, grad_scale: float = 1.0) -> tuple[Any, Any]:
 
 
 def optimize_normal(self: Any) -> None:
-    if not _averages(self, self.master_params):
-        return original(self, optimize_normal, UNLIKE)()
-    self._log_grad_norm()
-    self._anneal_lr()
-    self.opt.step()
-    _average(self.ema_params, self.master_params, self.ema_rate)
+    with _others(self):
+        if not _averages(self, self.master_params):
+            return original(self, optimize_normal, UNLIKE)()
+        self._log_grad_norm()
+        self._anneal_lr()
+        self.opt.step()
+        _average(self.ema_params, self.master_params, self.ema_rate)
 
 
 def _log_grad_norm(self: Any) -> None:
@@ -58,6 +64,7 @@ def _log_grad_norm(self: Any) -> None:
 
 def forward_backward(self: Any, batch: Tensor, cond: dict[str, Any]) -> None:
     """Theirs, statement for statement, in whose sight `log_loss_dict` is ours: their module keeps its own."""
+    _join(self)
     theirs = type(self).forward_backward
     names = theirs.__globals__
     log = partial(log_loss_dict, names["logger"], names["log_loss_dict"])
@@ -110,11 +117,65 @@ def _average(averages: Iterable[Sequence[Tensor]], params: Sequence[Tensor], rat
         ema_update_(average, params, rate)
 
 
+# ---- the optimizer's step, with the first average ----
+
+
+def optimizer(self: Any) -> Update:
+    why = _apart(self)
+    left = (f"the first average ({why})",) if why else ()
+    patch = update(self.opt, f"all weights{'' if why else ' and their first average'} in one pass", left)
+    _join(self)
+    return patch
+
+
+def _join(self: Any) -> None:
+    """Has a step move the first average, where it can. What is there since the last time is not looked at again."""
+    if not taken(self.opt):
+        return
+    first = [*self.ema_rate[:1], *chain(*self.ema_params[:1])]
+    before = getattr(self.opt, MARK).tables.get("first", ())
+    if len(first) != len(before) or not all(map(is_, first, before)):
+        getattr(self.opt, MARK).tables["first"] = first
+        averages = {} if _apart(self) else dict(zip(_master(self), self.ema_params[0], strict=True))
+        self.opt.average_into(averages, *self.ema_rate[:1])
+
+
+def _apart(self: Any) -> str:
+    """Why the step does not move the first average; "" where it does."""
+    if not self.ema_params or not self.ema_rate:
+        return "there is none"
+    if getattr(self, "use_fp16", False) and not hasattr(self, "mp_trainer"):
+        return "optimize_fp16 averages itself"
+    params, averages = _master(self), self.ema_params[0]
+    if {id(p) for p in params} != {id(p) for group in self.opt.param_groups for p in group["params"]}:
+        return "the optimizer's weights are others"
+    laid_out = [torch.empty_like(p, device="meta").stride() for p in params]
+    fits = 0 <= self.ema_rate[0] <= 1 and _alike(averages, params) and [a.stride() for a in averages] == laid_out
+    return "" if fits else UNLIKE
+
+
+def _master(self: Any) -> Sequence[Tensor]:
+    return getattr(self, "mp_trainer", self).master_params
+
+
+@contextmanager
+def _others(self: Any) -> Iterator[None]:
+    """Inside, the trainer has the averages alone that the optimizer's step does not move."""
+    first = int(type(self.opt) is TakenOver and self.opt.average is not None)
+    kept = self.ema_rate, self.ema_params
+    self.ema_rate, self.ema_params = self.ema_rate[first:], self.ema_params[first:]
+    try:
+        yield
+    finally:
+        self.ema_rate, self.ema_params = kept
+
+
 def trainer(package: str, parts: Callable[[Any], Iterable[Any]], *methods: Method, left: tuple[str, ...] = ()) -> Peer:
     """Of a package TrainLoop."""
     logged = Method(forward_backward, "the terms that it logs are one host read")
     functions = ("update_ema", "log_loss_dict")
-    return Peer(f"{package}.TrainLoop", f"{package}.train_util", (logged, *methods), left, parts, functions=functions)
+    module = f"{package}.train_util"
+    return Peer(f"{package}.TrainLoop", module, (logged, *methods), left, parts, functions=functions, update=optimizer)
 
 
 AVERAGED = "an average is one multi-tensor call, in one pass"

@@ -1,11 +1,10 @@
 // The Python module: which kernels were chosen, and what may be asked of the memory of large results.
-#pragma once
 #include <Python.h>
 
 #include <cstdlib>
 #include <cstring>
 
-#include "bind.h"
+#include "library.h"
 
 namespace fastddpm {
 namespace {
@@ -13,15 +12,15 @@ namespace {
 // The fastest set that runs here, or the one that FASTDDPM_ISA names. Null, with a Python error, where that one does not run.
 const Kernels* choose_kernels() {
   const char* wanted = std::getenv("FASTDDPM_ISA");
-  for (const Kernels* k : {&kAvx512, &kAvx2, &kPortable})
+  for (const Kernels* k : kInstructionSets)
     if (k->runs_here() && (!wanted || !*wanted || std::strcmp(wanted, k->name) == 0)) return k;
-  PyErr_Format(PyExc_ImportError, "FASTDDPM_ISA: expected avx512, avx2 or portable, and one that this CPU runs, got %s", wanted);
+  PyErr_Format(PyExc_ImportError, "FASTDDPM_ISA: expected avx512, avx2, neon or portable, and one that this CPU runs, got %s", wanted);
   return nullptr;
 }
 
 PyObject* names_of_those_that_run() {
   PyObject* names = PyList_New(0);
-  for (const Kernels* k : {&kAvx512, &kAvx2, &kPortable}) {
+  for (const Kernels* k : kInstructionSets) {
     if (!k->runs_here()) continue;
     PyObject* name = PyUnicode_FromString(k->name);
     PyList_Append(names, name);

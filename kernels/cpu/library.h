@@ -1,8 +1,10 @@
-// The ops (fastddpm/ops.py holds their schemas), but for the losses': each binds its tensors and hands the chunks to threads.
+// The ops (fastddpm/ops.py holds their schemas), but for the losses' and the optimizer's: each binds its tensors and hands the
+// chunks to threads.
 //
 // On libtorch's stable ABI: one binary for torch >= 2.10. Errors are raised before any thread starts.
+#pragma once
 #include "losses.h"
-#include "module.h"
+#include "optimizer.h"
 
 namespace fastddpm {
 namespace {
@@ -178,4 +180,5 @@ STABLE_TORCH_LIBRARY_IMPL(fastddpm, CPU, m) {
   m.impl("vlb_terms", TORCH_BOX(&fastddpm::vlb_terms));
   m.impl("reverse_step", TORCH_BOX(&fastddpm::reverse_step));
   m.impl("reverse_step_backward", TORCH_BOX(&fastddpm::reverse_step_backward));
+  m.impl("adamw_", TORCH_BOX(&fastddpm::adamw_));
 }
