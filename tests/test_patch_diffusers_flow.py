@@ -152,6 +152,12 @@ def test_an_odd_noising_ends_as_the_original_s(case, steps):
     assert isinstance(wanted, type) or came.requires_grad == wanted.requires_grad
 
 
+def test_an_infinity_stays_where_it_is():
+    out = OUT.clone()
+    out[0, 0, 0, :2] = torch.tensor([torch.inf, -torch.inf])
+    agree(*(each.step(out, each.timesteps[0], X, return_dict=False) for each in pair()), LARGEST)
+
+
 def test_an_integer_timestep_is_refused_as_theirs_refuses_it():
     _, patched = pair()
     for t in (3, torch.tensor(3), torch.tensor(3, dtype=torch.int32)):
