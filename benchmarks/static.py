@@ -40,7 +40,7 @@ WIDE_POINTERS = ("out_ptr", "grad_ptr", "grad_out_ptr", "grad_u_ptr")  # with va
 INT64_POINTERS = ("t_ptr", "next_t_ptr", "key_ptr", "next_noise_ptr", "weights_ptr", "blocks_ptr")
 STEP_OPTIONS = ("x_0_ptr", "kept_ptr", "u_ptr", "h1_ptr", "h2_ptr", "h3_ptr", "guidance_ptr", "bound_ptr",
                 "grad_x_0_ptr", "grad_kept_ptr", "grad_u_ptr")  # fmt: skip
-FLOATS = ("vlb_weight", "decay", "max_norm")
+FLOATS = ("vlb_weight", "away", "max_norm")
 KINDS = ("fp32", "bf16", "fp16")
 LOSSES = ("loss_ptr", "mse_ptr", "vlb_ptr")
 UPSTREAMS = ("upstream_ptr", "mse_upstream_ptr", "vlb_upstream_ptr")

@@ -42,8 +42,9 @@ _KEPT = 8  # those of the last steps: a loop needs one, or one for each set of w
 
 
 @triton.jit
-def _sizes(sizes_ptr, steps_ptr, settings_ptr, parts, taken, decay, update_after, WARMUP: tl.constexpr):
-    """What follows from the number of each part's steps, counted where the step is taken: 1 - decay and `taken` last."""
+def _sizes(sizes_ptr, steps_ptr, settings_ptr, parts, taken, away, update_after, WARMUP: tl.constexpr):
+    """What follows from the number of each part's steps, counted where it is taken; last the average's weight and `taken`.
+    away: 1 - decay, of which a decay near 1 has lost three digits in float32."""
     for part in range(parts):
         row = settings_ptr + part * ADAMW
         n = tl.load(steps_ptr + 1 + part) + taken
@@ -62,12 +63,12 @@ def _sizes(sizes_ptr, steps_ptr, settings_ptr, parts, taken, decay, update_after
     n = tl.load(steps_ptr) + taken
     tl.store(steps_ptr, n)
     since = n - 1.0 - update_after
-    now = since * 0.0 + decay
+    now = since * 0.0 + away
     first = since < 0.0
     if WARMUP:
-        now = tl.minimum(now, (1.0 + since) / (10.0 + since))
+        now = tl.maximum(now, tl.div_rn(9.0, 10.0 + since))  # 1 - (1 + since) / (10 + since)
         first = since < 1.0
-    tl.store(sizes_ptr + parts * _SIZE, 1.0 - tl.where(first, 0.0, now))
+    tl.store(sizes_ptr + parts * _SIZE, tl.where(first, 1.0, now))
     tl.store(sizes_ptr + parts * _SIZE + 1, taken)
 
 
@@ -85,9 +86,9 @@ def _at(weight, number: tl.constexpr, KIND: tl.constexpr, ALIGNED: tl.constexpr)
     return pointer
 
 
-@triton.jit(do_not_specialize=["blocks", "parts", "decay", "update_after"])
+@triton.jit(do_not_specialize=["blocks", "parts", "away", "update_after"])
 def squares_kernel(
-    shares_ptr, sizes_ptr, steps_ptr, settings_ptr, found_ptr, weights_ptr, blocks_ptr, blocks, parts, decay, update_after,
+    shares_ptr, sizes_ptr, steps_ptr, settings_ptr, found_ptr, weights_ptr, blocks_ptr, blocks, parts, away, update_after,
     WARMUP: tl.constexpr, KIND: tl.constexpr, ALIGNED: tl.constexpr, SHARES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """This program's share of the squares, and once in a step the sizes."""
@@ -111,7 +112,7 @@ def squares_kernel(
             taken = 1.0
             if found_ptr is not None:
                 taken = tl.where(tl.load(found_ptr) == 0.0, 1.0, 0.0)
-            _sizes(sizes_ptr, steps_ptr, settings_ptr, parts, taken, decay, update_after, WARMUP)
+            _sizes(sizes_ptr, steps_ptr, settings_ptr, parts, taken, away, update_after, WARMUP)
 
 
 @triton.jit
@@ -205,7 +206,7 @@ def adamw_(
     for number, table in enumerate(tables if clips else tables[:1]):
         once = (None, None, None, None) if number else (sizes, steps, rows, found_inf)
         mine = None if shares is None else shares[number]
-        arguments = (mine, *once, table.weights, table.blocks, len(table.blocks), parts, float(decay), update_after)
+        arguments = (mine, *once, table.weights, table.blocks, len(table.blocks), parts, 1.0 - decay, update_after)
         constants = (int(warmup), table.kind, int(table.aligned), _SHARES, _BLOCK)
         launch(steps, squares_kernel, _SHARES if clips else 1, _WARPS, arguments, constants)
     for table in tables:

@@ -55,6 +55,15 @@ def test_a_step_is_the_references(dtypes, found_inf, max_norm, average, update_a
             torch.testing.assert_close(x, y, rtol=0 if found_inf else 4 * eps, atol=0 if found_inf else 4 * eps)
 
 
+@pytest.mark.parametrize("warmup, n", [(False, 4.0), (True, 70000.0)])
+def test_the_average_moves_by_one_less_a_decay_near_1_to_float32s_rounding(warmup, n):
+    average, none, rows = torch.zeros(3), torch.empty(0), torch.full((1, 8), 0.5, dtype=torch.float64)
+    weights = [torch.ones(3)], [none], [none], [none], [average]
+    kernels.adamw_(*weights, [1], rows, torch.tensor([n, 4.0]), None, None, None, 0.9999, 0, warmup, False)
+    wanted = max(1e-4, 9 / (10 + n)) if warmup else 1e-4
+    torch.testing.assert_close(average, torch.full((3,), wanted), rtol=3e-7, atol=0)
+
+
 def test_tables_are_sent_where_an_address_has_moved():
     given = operands([torch.float32] * 5)
     options = (None, None, None, 0.99, 0, False, False)
