@@ -45,8 +45,14 @@ class Tables:
 
     @torch.compiler.assume_constant_result
     def _constant(self, digest: str, *wanted: Any) -> tuple[Tensor]:
-        """The digest is passed so that the compiler guards on it; in a tuple each table gets a name of its own in the graph."""
-        return (self._found(*wanted),)
+        """The digest is passed so that the compiler guards on it; in a tuple each table gets a name of its own in the graph.
+
+        Its sizes are marked as fixed, as torch._dynamo.mark_static does outside of a compilation: with dynamic shapes a
+        compiler takes them for the sizes of inputs that they happen to equal.
+        """
+        table = self._found(*wanted)
+        table.__dict__["_dynamo_static_indices"] = set(range(table.dim()))
+        return (table,)
 
     def _found(self, make: Callable[..., Tensor], device: torch.device, dtype: torch.dtype, *case: Any) -> Tensor:
         key = (make, case, device, dtype)

@@ -4,6 +4,7 @@
 """
 
 import os
+import random
 import shutil
 import sys
 
@@ -62,7 +63,10 @@ def test_a_fuzzer_finds_nothing(tmp_path):
     fuzzer = build(tmp_path, "-O1", *SANITIZED, "-fsanitize=fuzzer", main="fuzz", compiler="clang++")
     seconds = os.environ.get("FASTDDPM_FUZZ_SECONDS", "60")
     (tmp_path / "corpus").mkdir()
-    run([fuzzer, f"-max_total_time={seconds}", "-max_len=512", "-timeout=60", "corpus"], cwd=tmp_path)
+    for i in range(1000):  # from nothing it is long before it makes inputs long enough for a whole call
+        (tmp_path / "corpus" / str(i)).write_bytes(random.Random(i).randbytes(512))
+    flags = [f"-max_total_time={seconds}", "-max_len=512", "-len_control=0", "-timeout=60"]
+    run([fuzzer, *flags, "corpus"], cwd=tmp_path)
 
 
 OP_TESTS = "noise layouts operands gradients backward vlb large memory float16 op_refusals two_ranks"
