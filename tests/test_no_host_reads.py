@@ -117,7 +117,7 @@ DRAWS = {"uniform": {"noising_uniform"}, "importance": {"timesteps", "noising"}}
 
 @pytest.mark.parametrize("sampling", DRAWS)
 def test_the_trainers_step(tmp_path, sampling):
-    """With the network, the clipping, the optimizer and the average. The network casts t in each step, which is no upload."""
+    """With the network and the update of its weights. The network casts t in each step, which is no upload."""
     pytest.importorskip("diffusers")
     from fastddpm.train.trainer import TrainConfig, Trainer
 
@@ -126,7 +126,7 @@ def test_the_trainers_step(tmp_path, sampling):
     for trainer.step in range(30):
         with NoHostReads() as mode:
             trainer.metrics.add(trainer.step, trainer.train_step())
-    assert DRAWS[sampling] | {"_foreach_norm", "_fused_adamw_", "_foreach_lerp_"} <= set(mode.seen)
+    assert DRAWS[sampling] | {"adamw_"} <= set(mode.seen)
     assert not set(UPLOADS) & set(mode.seen)
 
 

@@ -27,20 +27,22 @@ class Parts:
         self.groups, self.state = optimizer.param_groups, optimizer.state
         self.all = [p for group in self.groups for p in group["params"]]
         self.absent = [g is None for g in grads]
+        none = torch.zeros((), dtype=torch.float32, device="cpu")  # the steps of what is new: known without a look
         for number, p in enumerate(self.all):
             check_weight(f"params[{number}]", p, self.all[0])
             if grads[number] is not None:
                 check_gradient(f"params[{number}].grad", grads[number])
-                lay_out(self.state[p], p, averaged)
-        self._number(averaged)
+                lay_out(self.state[p], p, averaged, none)
+        self._number(averaged, none)
         self.size = len(self.state)
         self.settings: list[tuple] = []
         self.rows = torch.zeros(len(self.counts), 8, dtype=torch.float64, device=self.steps.device)
 
-    def _number(self, averaged: bool) -> None:
+    def _number(self, averaged: bool, none: Tensor) -> None:
         """Which weight is in which part. Those without a gradient whose average moves are the last."""
         of_group = [g for g, group in enumerate(self.groups) for _ in group["params"]]
-        steps = {i: float(self.state[p]["step"]) for i, p in enumerate(self.all) if "step" in self.state.get(p, ())}
+        counted = {i: self.state[p]["step"] for i, p in enumerate(self.all) if "step" in self.state.get(p, ())}
+        steps = {i: 0.0 if step is none else float(step) for i, step in counted.items()}
         parts: dict[tuple[int, float], list[int]] = {}
         for i, gone in enumerate(self.absent):
             if not gone:
@@ -104,11 +106,11 @@ def check_gradient(name: str, g: Tensor | None) -> None:
         raise TypeError(f"{name}: expected a dense gradient, got a {g.layout} one (an embedding's sparse=True)")
 
 
-def lay_out(state: dict[str, Any], p: Tensor, averaged: bool) -> None:
+def lay_out(state: dict[str, Any], p: Tensor, averaged: bool, none: Tensor | None = None) -> None:
     """Makes a weight's state where it is not there, and lays it as the weight lies where another optimizer made it."""
     wide = state_dtype(p)
     if "step" not in state:
-        state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
+        state["step"] = torch.zeros((), dtype=torch.float32, device="cpu") if none is None else none
     for name in MOMENTS:
         if name not in state:
             state[name] = torch.zeros_like(p, dtype=wide)

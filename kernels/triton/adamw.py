@@ -192,7 +192,7 @@ def adamw_(
     params, grads, exp_avgs, exp_avg_sqs, averages, counts, rows, steps, grad_scale, found_inf, max_grad_norm, decay,
     update_after, warmup, zero_grads,
 ) -> Tensor:  # fmt: skip
-    if not params or any(p.dtype not in _KINDS for p in params):
+    if not any(p.numel() for p in params) or any(p.dtype not in _KINDS for p in params):
         return reference.adamw_(
             params, grads, exp_avgs, exp_avg_sqs, averages, counts, rows, steps, grad_scale, found_inf, max_grad_norm, decay,
             update_after, warmup, zero_grads,
