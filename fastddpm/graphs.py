@@ -124,7 +124,11 @@ class GraphedTrainingStep:
                 for _ in range(WARM_UPS):
                     _beside(lambda: self._step(*inputs), self.key.device)
             self._graph = _Graph(self._step, inputs, self.key.device)
-        return self._graph(inputs) if self._graph.takes(inputs) else self._step(*inputs)
+        if not self._graph.takes(inputs):
+            return self._step(*inputs)
+        if isinstance(self.optimizer, AdamW):
+            self.optimizer.zero_grad()  # what others have left in the gradients, or put in their place
+        return self._graph(inputs)
 
     def _step(self, x_0: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
         loss = self._gradients(x_0, model_kwargs)

@@ -381,3 +381,66 @@ def test_a_sparse_gradient_is_refused_and_nothing_has_moved():
     with pytest.raises(TypeError, match=r"params\[0\]\.grad: expected a dense gradient, got a torch\.sparse_coo one"):
         optimizer.step()
     assert torch.equal(table.weight, before)
+
+
+def test_a_state_that_asks_for_more_is_refused_and_nothing_is_loaded():
+    params = weights()
+    theirs = torch.optim.AdamW(params, amsgrad=True)
+    run(params, theirs, range(1))
+    mine = AdamW(params, **SETTINGS)
+    with pytest.raises(ValueError, match="amsgrad: expected False"):
+        mine.load_state_dict(theirs.state_dict())
+    assert not mine.state and mine.param_groups[0]["lr"] == SETTINGS["lr"]
+    with pytest.raises(ValueError, match="amsgrad: expected False"):
+        mine.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))], "amsgrad": True})
+    assert len(mine.param_groups) == 1
+
+
+def test_a_state_that_is_put_in_another_s_place_is_followed():
+    """As torch does: one weight's reset, or its step alone."""
+    mine, theirs = weights(), weights()
+    pairs = ((mine, AdamW(mine, **SETTINGS)), (theirs, torch.optim.AdamW(theirs, **SETTINGS)))
+    for step in range(6):
+        for params, optimizer in pairs:
+            gradients(params, step)
+            if step == 2:
+                optimizer.state[params[0]] = {name: torch.zeros_like(x) for name, x in optimizer.state[params[0]].items()}
+            if step == 4:
+                optimizer.state[params[1]]["step"] = torch.tensor(1.0)
+            optimizer.step()
+    for p, q in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+
+
+def test_groups_without_weights_and_steps_without_gradients():
+    (p,) = weights(shapes=((3,),))
+    optimizer = AdamW([{"params": []}, {"params": [p]}], torch.tensor([1e-3]), ema_decay=0.5)
+    optimizer.step()
+    p.grad = torch.ones(3)
+    optimizer.step()
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(torch.zeros(()))
+    p.grad = None
+    scaler.step(optimizer)
+    assert float(optimizer.state[p]["step"]) == 1
+
+
+def test_a_gradient_that_turns_sparse_is_refused_before_anything_moves():
+    table, other = torch.nn.Parameter(torch.ones(4, 3)), torch.nn.Parameter(torch.ones(2))
+    optimizer = AdamW([{"params": [other]}, {"params": [table], "lr": 0.5}])
+    table.grad, other.grad = torch.ones(4, 3), torch.ones(2)
+    optimizer.step()
+    before, table.grad = other.detach().clone(), torch.eye(4, 3).to_sparse()
+    with pytest.raises(TypeError, match=r"params\[1\]\.grad: expected a dense gradient"):
+        optimizer.step()
+    assert torch.equal(other, before) and float(optimizer.state[other]["step"]) == 1
+
+
+def test_weights_in_turn_count_each_update_of_the_average():
+    params = weights(shapes=((3,), (4,)))
+    optimizer = AdamW(params, ema_decay=0.9, ema_update_after=5)
+    for step in range(6):
+        params[step % 2].grad, params[1 - step % 2].grad = torch.ones_like(params[step % 2]), None
+        optimizer.step()
+    assert optimizer.average.updates == 6
+    assert not torch.equal(optimizer.average.tensors[1], params[1])  # the sixth, by the decay

@@ -123,3 +123,12 @@ def test_without_a_decay_there_is_none():
     assert optimizer.average is None and optimizer.grad_norm is None
     assert all(set(state) == {"step", "exp_avg", "exp_avg_sq"} for state in optimizer.state.values())
     assert len(optimizer.state) == len(list(model.parameters()))
+
+
+def test_before_the_first_step_a_swap_changes_nothing_and_a_copy_inside_one_is_refused():
+    model = network()
+    optimizer, own = AdamW(model.parameters(), ema_decay=0.9), [p.detach().clone() for p in model.parameters()]
+    with optimizer.average.swap():
+        assert all(map(same_bits, model.parameters(), own))
+        with pytest.raises(RuntimeError, match="copy: expected the weights in their place"):
+            copy.deepcopy(optimizer)

@@ -50,6 +50,9 @@ class TakenOver(AdamW):
             self.state = mine
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if any(_asks({**self.defaults, **group}) for group in state_dict["param_groups"]):
+            getattr(self, MARK).undo()
+            return self.load_state_dict(state_dict)  # torch's
         averages = {p: state["average"] for p, state in self.state.items() if "average" in state}
         super().load_state_dict(state_dict)
         self.average_into(averages, self.average.decay if self.average else 0.0)

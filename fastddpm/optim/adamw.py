@@ -9,9 +9,9 @@ from torch.autograd.graph import increment_version
 from torch.optim.optimizer import ParamsT
 
 from .. import ops
-from ..checks import as_int
+from ..checks import as_finite, as_int
 from .average import Average
-from .parts import MOMENTS, Parts, check_weight
+from .parts import MOMENTS, Parts, check_group, check_weight
 
 
 class AdamW(torch.optim.AdamW):
@@ -71,15 +71,15 @@ class AdamW(torch.optim.AdamW):
             raise ValueError("amsgrad: expected False (this AdamW has no maximum of v), got True")
         if differentiable:
             raise ValueError("differentiable: expected False (its step is not differentiable), got True")
-        if max_grad_norm is not None and not max_grad_norm > 0:
+        if max_grad_norm is not None and not as_finite("max_grad_norm", max_grad_norm, "a number above 0 or None") > 0:
             raise ValueError(f"max_grad_norm: expected a number above 0 or None, got {max_grad_norm}")
-        if ema_decay is not None and not 0 <= ema_decay <= 1:
+        if ema_decay is not None and not 0 <= as_finite("ema_decay", ema_decay, "a number in [0, 1] or None") <= 1:
             raise ValueError(f"ema_decay: expected a number in [0, 1] or None, got {ema_decay}")
         if as_int("ema_update_after", ema_update_after) < 0:
             raise ValueError(f"ema_update_after: expected 0 or more, got {ema_update_after}")
         self.max_grad_norm = None if max_grad_norm is None else float(max_grad_norm)
         self.grad_norm: Tensor | None = None
-        self._keeps: dict[Tensor, int] | None = None
+        self._keeps: dict[Tensor, tuple[Tensor, int]] | None = None
         super().__init__(
             params, lr, betas, eps, weight_decay, maximize=maximize, foreach=foreach, capturable=capturable, fused=fused
         )
@@ -103,15 +103,23 @@ class AdamW(torch.optim.AdamW):
             raise RuntimeError("step: expected the weights in their place, got the averages there (average.swap())")
         params = [p for group in self.param_groups for p in group["params"]]
         grads = [p.grad for p in params]
-        if self._parts is None or not self._parts.hold(self, params, grads):
-            self._parts = Parts(self, grads, self.average is not None)
-        if self._parts.counts:
+        if not params:
+            return loss
+        parts = self._parts
+        parts = parts if parts is not None and parts.hold(self, params, grads) else self._new_parts(grads)
+        if parts.counts:
             try:
-                self._update(self._parts, grads)
+                self._update(parts, grads)
             except ValueError:  # refused before anything was written: a weight's layout may be another than its moments'
-                self._parts = Parts(self, grads, self.average is not None)
-                self._update(self._parts, grads)
+                self._update(self._new_parts(grads), grads)
         return loss
+
+    def _new_parts(self, grads: list[Tensor | None]) -> Parts:
+        updates = 0.0 if self._parts is None else float(self._parts.steps[0])
+        self._parts = Parts(self, grads, self.average is not None, updates)
+        if self.average is not None:
+            self.average.steps = self._parts.steps[0]
+        return self._parts
 
     def _update(self, parts: Parts, grads: list[Tensor | None]) -> None:
         parts.renew()
@@ -119,6 +127,7 @@ class AdamW(torch.optim.AdamW):
         if parts.loose:
             params = [torch.empty_like(p).copy_(p) if i in parts.loose else p for i, p in enumerate(params)]
         none, average = parts.steps[:0], self.average
+        scale, found = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         self.grad_norm = ops.adamw_(
             params,
             [none if (g := grads[i]) is None else g for i in parts.order],
@@ -127,8 +136,8 @@ class AdamW(torch.optim.AdamW):
             parts.counts,
             parts.rows,
             parts.steps,
-            getattr(self, "grad_scale", None),
-            getattr(self, "found_inf", None),
+            scale,
+            found if isinstance(found, Tensor) else None,  # a GradScaler that has seen no gradient leaves a 0
             self.max_grad_norm,
             *((0.0, 0, False) if average is None else (average.decay, average.update_after, average.warmup)),
             self._keeps is not None,
@@ -138,8 +147,9 @@ class AdamW(torch.optim.AdamW):
         for i in parts.loose:
             parts.params[i].copy_(params[i])
         increment_version(parts.params)
-        if self._keeps is not None:
-            self._keeps = {g: g._version for g in grads if g is not None}
+        for p, (g, _) in (self._keeps or {}).items():
+            if p.grad is g:
+                self._keeps[p] = (g, g._version)  # type: ignore[index]
 
     @torch.no_grad()
     def make_static(self) -> None:
@@ -148,10 +158,9 @@ class AdamW(torch.optim.AdamW):
 
         Without a graph do not: autograd hands a new gradient over, but adds to one that is there.
         """
-        grads = [p.grad for group in self.param_groups for p in group["params"]]
-        self._parts = Parts(self, grads, self.average is not None)
-        self._parts.renew()
-        self._keeps = {g: -1 for g in grads if g is not None}
+        params = [p for group in self.param_groups for p in group["params"]]
+        self._new_parts([p.grad for p in params]).renew()
+        self._keeps = {p: (p.grad, -1) for p in params if p.grad is not None}
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -159,35 +168,49 @@ class AdamW(torch.optim.AdamW):
         steps = [] if self._parts is None else [self._parts.steps]
         return steps + [x for state in self.state.values() for name, x in state.items() if name != "step"]
 
+    @torch.no_grad()
     def zero_grad(self, set_to_none: bool = True) -> None:
         if self._keeps is None:
             return super().zero_grad(set_to_none)
         for group in self.param_groups:
             for p in group["params"]:
-                if p.grad is not None and self._keeps.get(p.grad) != p.grad._version:  # else it is as step left it
-                    p.grad.zero_()
+                kept, version = self._keeps.get(p, (None, 0))
+                if kept is not None and (p.grad is not kept or version != kept._version):  # else it is as step left it
+                    kept.zero_()
+                    self._keeps[p] = (kept, kept._version)
+                p.grad = kept
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
+        before = [p for group in self.param_groups for p in group["params"]]
         super().add_param_group(param_group)
         self._parts = None
-        first = self.param_groups[0]["params"][0]
-        for number, p in enumerate(self.param_groups[-1]["params"]):
-            check_weight(f"params[{number}]", p, first)
+        try:
+            check_group(self.param_groups[-1])
+            params = self.param_groups[-1]["params"]
+            for number, p in enumerate(params, len(before)):
+                check_weight(f"params[{number}]", p, (before or params)[0])
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's, which loads it: each weight has a step of its own, on the CPU where its group is neither capturable nor
         fused, as there."""
         state = super().state_dict()
         on_device = {i for group in state["param_groups"] if group["capturable"] or group["fused"] for i in group["params"]}
+        read: dict[int, Tensor] = {}  # one wait for those that share theirs
         for i, values in state["state"].items():
             if isinstance(i, int) and "step" in values:
                 step = values["step"].detach()
-                values = state["state"][i] = {**values, "step": step.clone() if i in on_device else step.to("cpu", copy=True)}
+                step = step if i in on_device else read.setdefault(id(values["step"]), step.cpu())
+                state["state"][i] = {**values, "step": step.clone()}
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for group in state_dict["param_groups"]:
+            check_group({**self.defaults, **group})
         super().load_state_dict(state_dict)
-        self._parts = None
+        self._begin_anew()
         saved = [i for group in state_dict["param_groups"] for i in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]
         for i, p in zip(saved, params, strict=True):
@@ -196,7 +219,14 @@ class AdamW(torch.optim.AdamW):
                 if name in given and p.dtype in (torch.bfloat16, torch.float16):  # torch casts them to the weight's dtype
                     self.state[p][name] = given[name].to(p.device, torch.float32, copy=True)
 
+    def _begin_anew(self) -> None:
+        self._parts = None
+        if self.average is not None:
+            self.average.steps = None
+
     def __getstate__(self) -> dict[str, Any]:
+        if self.average is not None and self.average.swapped:
+            raise RuntimeError("copy: expected the weights in their place, got the averages there (average.swap())")
         own = {name: getattr(self, name) for name in ("max_grad_norm", "grad_norm", "_keeps")}
         average = None if self.average is None else (self.average.decay, self.average.update_after, self.average.warmup)
         return {**super().__getstate__(), **own, "average": average}

@@ -23,10 +23,14 @@ class Average:
         self.decay, self.update_after, self.warmup = decay, update_after, warmup
         self.swapped = False
         self._before: list[Tensor] = []
+        self.steps: Tensor | None = None
+        """The optimizer's count of its steps, on the device, once it has one."""
 
     @property
     def updates(self) -> int:
         """How many steps have been taken. Reading it waits for the device."""
+        if self.steps is not None:
+            return int(self.steps)
         return int(max((float(state["step"]) for state in self._optimizer.state.values() if "step" in state), default=0))
 
     @property
@@ -60,7 +64,8 @@ class Average:
         self.swapped = not self.swapped
         if self.swapped:
             self._before = [p.clone() for p in weights]
-        torch._foreach_copy_(weights, [e for _, e in pairs] if self.swapped else self._before)
+        if pairs:
+            torch._foreach_copy_(weights, [e for _, e in pairs] if self.swapped else self._before)
         if not self.swapped:
             self._before = []
 
@@ -106,7 +111,7 @@ class Average:
 
     def weights_of(self, model: torch.nn.Module) -> dict[str, Tensor]:
         """`model.state_dict()` of the model that is trained, with the averages in its weights' place: another one of its kind
-        loads it. (Its buffers are as they are.)"""
+        loads it. (Its buffers are as they are. These are the tensors that the next step moves, not copies.)"""
         mine = {id(p): e for p, e in zip(self._weights, self.tensors, strict=True)}
         state = model.state_dict(keep_vars=True)
         return {name: mine[id(x)].to(x.dtype) if id(x) in mine else x.detach() for name, x in state.items()}

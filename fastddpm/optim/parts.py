@@ -23,53 +23,56 @@ class Parts:
         rows, steps: as the op takes them, on the weights' device.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, grads: Sequence[Tensor | None], averaged: bool):
+    def __init__(self, optimizer: torch.optim.Optimizer, grads: Sequence[Tensor | None], averaged: bool, updates: float = 0.0):
         self.groups, self.state = optimizer.param_groups, optimizer.state
         self.all = [p for group in self.groups for p in group["params"]]
-        self.absent = [g is None for g in grads]
+        self.layouts = _layouts(grads)
         none = torch.zeros((), dtype=torch.float32, device="cpu")  # the steps of what is new: known without a look
         for number, p in enumerate(self.all):
             check_weight(f"params[{number}]", p, self.all[0])
-            if grads[number] is not None:
-                check_gradient(f"params[{number}].grad", grads[number])
+            check_gradient(f"params[{number}].grad", grads[number])
+        for p, g in zip(self.all, grads, strict=True):
+            if g is not None:
                 lay_out(self.state[p], p, averaged, none)
-        self._number(averaged, none)
-        self.size = len(self.state)
+        self._number(averaged, none, updates)
         self.settings: list[tuple] = []
         self.rows = torch.zeros(len(self.counts), 8, dtype=torch.float64, device=self.steps.device)
 
-    def _number(self, averaged: bool, none: Tensor) -> None:
+    def _number(self, averaged: bool, none: Tensor, updates: float) -> None:
         """Which weight is in which part. Those without a gradient whose average moves are the last."""
         of_group = [g for g, group in enumerate(self.groups) for _ in group["params"]]
         counted = {i: self.state[p]["step"] for i, p in enumerate(self.all) if "step" in self.state.get(p, ())}
-        steps = {i: 0.0 if step is none else float(step) for i, step in counted.items()}
+        read = {id(step): 0.0 if step is none else float(step) for step in counted.values()}
+        steps = {i: read[id(step)] for i, step in counted.items()}
         parts: dict[tuple[int, float], list[int]] = {}
-        for i, gone in enumerate(self.absent):
-            if not gone:
+        for i, layout in enumerate(self.layouts):
+            if layout is not None:
                 parts.setdefault((of_group[i], steps[i]), []).append(i)
-        idle = [i for i in steps if self.absent[i] and averaged]
+        idle = [i for i in steps if self.layouts[i] is None and averaged]
         self.order = [i for part in (*parts.values(), idle) for i in part]
         self.group_of = [group for group, _ in parts] + ([0] if idle else [])
         self.counts = [len(part) for part in parts.values()] + ([len(idle)] if idle else [])
         done = [step for _, step in parts] + ([0.0] if idle else [])
-        device = self.all[0].device
-        self.steps = torch.tensor([max(steps.values(), default=0.0), *done], dtype=torch.float32, device=device)
+        numbers = [max([updates, *steps.values()]), *done]
+        self.steps = torch.tensor(numbers, dtype=torch.float32, device=self.all[0].device)
         for number, part in enumerate(parts.values()):
             shared = self.steps[1 + number]
             for i in part:
                 self.state[self.all[i]]["step"] = shared
         self.params = [self.all[i] for i in self.order]
         self.states = [self.state[p] for p in self.params]
+        self.counters = [state["step"] for state in self.states]
         self.loose = [i for i, p in enumerate(self.params) if not _dense(p)]
 
     def hold(self, optimizer: torch.optim.Optimizer, params: list[Tensor], grads: list[Tensor | None]) -> bool:
-        """Whether they are still those of these weights and gradients."""
+        """Whether they are still those of these weights, gradients and states."""
         return (
             self.state is optimizer.state
-            and len(self.state) == self.size
             and len(params) == len(self.all)
             and all(map(is_, params, self.all))
-            and [g is None for g in grads] == self.absent
+            and _layouts(grads) == self.layouts
+            and all(map(is_, map(self.state.get, self.params), self.states))
+            and all(map(is_, self.tensors("step"), self.counters))
         )
 
     def renew(self) -> None:
@@ -79,17 +82,31 @@ class Parts:
         if settings != self.settings:
             self.settings = settings
             columns = (torch.tensor(column, dtype=torch.float64, device="cpu") for column in zip(*settings, strict=True))
-            self.rows.copy_(pack(AdamWRow(*columns)), non_blocking=True)
+            rows = pack(AdamWRow(*columns))
+            self.rows.copy_(rows.pin_memory() if self.rows.is_cuda else rows, non_blocking=True)
         for row, group in zip(self.rows, groups, strict=True) if any(isinstance(g["lr"], Tensor) for g in groups) else ():
-            row[0].copy_(group["lr"])
+            row[0].copy_(group["lr"].reshape(()))
 
     def tensors(self, name: str) -> list[Tensor]:
         return [state[name] for state in self.states]
 
 
+def _layouts(grads: Sequence[Tensor | None]) -> list[torch.layout | None]:
+    return [None if g is None else g.layout for g in grads]
+
+
 def _settings(group: dict[str, Any]) -> tuple[float, ...]:
+    check_group(group)
     lr = 0.0 if isinstance(group["lr"], Tensor) else group["lr"]
     return (lr, *group["betas"], group["eps"], group["weight_decay"], -1.0 if group["maximize"] else 1.0)
+
+
+def check_group(group: dict[str, Any]) -> None:
+    if group["amsgrad"] or group["differentiable"]:
+        name = "amsgrad" if group["amsgrad"] else "differentiable"
+        raise ValueError(f"{name}: expected False (this AdamW has no such step), got True")
+    if any(isinstance(beta, Tensor) for beta in group["betas"]):
+        raise TypeError(f"betas: expected numbers, got {group['betas']}")
 
 
 def check_weight(name: str, p: Tensor, first: Tensor) -> None:
@@ -119,7 +136,16 @@ def lay_out(state: dict[str, Any], p: Tensor, averaged: bool, none: Tensor | Non
     for name in (*MOMENTS, *(("average",) if averaged else ())):
         wanted = torch.empty_like(p, dtype=wide, device="meta")
         if (state[name].dtype, state[name].stride()) != (wide, wanted.stride()) or state[name].device != p.device:
-            state[name] = torch.empty_like(p, dtype=wide).copy_(state[name])
+            _lay(state, name, torch.empty_like(p, dtype=wide).copy_(state[name]))
+
+
+def _lay(state: dict[str, Any], name: str, laid: Tensor) -> None:
+    """In the same tensor where it can be: others may hold it."""
+    old = state[name]
+    if (old.dtype, old.device, old.requires_grad) == (laid.dtype, laid.device, False):
+        old.data = laid
+    else:
+        state[name] = laid
 
 
 def state_dtype(p: Tensor) -> torch.dtype:

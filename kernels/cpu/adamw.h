@@ -8,7 +8,7 @@
 //
 // A model is one line of elements, its tensors end to end, cut into pieces whatever the tensors' borders: the work is shared out
 // evenly however small they are, and the norm adds the same numbers in the same order on any number of threads.
-// Moves, of float32: squares reads 4 bytes an element, update reads 20 and writes 16 (12 and 12 without an average).
+// Moves, of float32: squares reads 4 bytes an element, update reads 20 and writes 16 (16 and 12 without an average).
 #pragma once
 #include "mse.h"
 

@@ -29,7 +29,9 @@ char* memory_of(const char* name, const Tensor& x, const Tensor& param, ScalarTy
 
 // The gradient as its param lies: autograd nearly always has it so.
 const Tensor& laid_out(Tensor& grad, const Tensor& param) {
-  if (grad.scalar_type() != param.scalar_type() || lies_like(grad, param)) return grad;
+  bool same = grad.scalar_type() == param.scalar_type() && grad.dim() == param.dim();
+  for (int64_t d = 0; same && d < param.dim(); ++d) same = grad.size(d) == param.size(d);
+  if (!same || lies_like(grad, param)) return grad;  // another one is refused
   Tensor copy = fresh_like(param);
   torch::stable::copy_(copy, grad);
   return grad = copy;
@@ -45,7 +47,7 @@ Weight bind_weight(AdamWTensors& all, size_t i, int64_t first, int64_t part) {
   if (!param.is_cpu() || !is_dense(param)) refuse("params", "tensors on the CPU without gaps", text(param));
   const ScalarType own = param.scalar_type(), wide = w.wide ? ScalarType::Double : ScalarType::Float;
   w.param = static_cast<char*>(param.data_ptr());
-  if (all.grads[i].numel() || !w.numel) {
+  if (all.grads[i].numel()) {
     w.grad = memory_of("grads", laid_out(all.grads[i], param), param, own);
     w.exp_avg = memory_of("exp_avgs", all.exp_avgs[i], param, wide);
     w.exp_avg_sq = memory_of("exp_avg_sqs", all.exp_avg_sqs[i], param, wide);
@@ -61,16 +63,17 @@ std::vector<Weight> bind_weights(AdamWTensors& all, const std::vector<int64_t>& 
     if (tensors->size() != count) refuse(name, std::to_string(count) + " tensors", std::to_string(tensors->size()));
   if (!all.averages.empty() && all.averages.size() != count)
     refuse("averages", std::to_string(count) + " tensors, or none", std::to_string(all.averages.size()));
+  int64_t total = 0;
+  for (const int64_t n : counts) total += n;
+  if (total != int64_t(count)) refuse("counts", std::to_string(count) + " in all, as params", std::to_string(total));
   std::vector<Weight> weights;
   weights.reserve(count);
   int64_t first = 0;
   for (size_t part = 0; part < counts.size(); ++part)
     for (int64_t j = 0; j < counts[part]; ++j) {
-      if (weights.size() == count) break;
       weights.push_back(bind_weight(all, weights.size(), first, int64_t(part)));
       first += weights.back().numel;
     }
-  if (weights.size() != count) refuse("counts", "as many tensors as params in all", std::to_string(weights.size()));
   return weights;
 }
 

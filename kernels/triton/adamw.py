@@ -17,6 +17,7 @@ Not yet run on a GPU.
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -245,7 +246,8 @@ def _laid(grad: Tensor, param: Tensor) -> Tensor:
 def _tables(params, grads, exp_avgs, exp_avg_sqs, averages, counts) -> list[_Table]:
     """Those that the device has already, or new ones, where an address is another than at the last steps."""
     lists = (params, grads, exp_avgs, exp_avg_sqs, averages)
-    key = (*counts, *(x.data_ptr() if x.numel() else 0 for tensors in lists for x in tensors))
+    shapes = [(p.shape, p.dtype) for p in params]  # of others that lay there before, too
+    key = (*counts, *shapes, *((x.data_ptr(), x.stride()) if x.numel() else 0 for tensors in lists for x in tensors))
     tables = _made.get(key)
     if tables is None:
         tables = _made[key] = _new_tables(lists, counts)
@@ -259,7 +261,9 @@ def _tables(params, grads, exp_avgs, exp_avg_sqs, averages, counts) -> list[_Tab
 
 def _new_tables(lists: Sequence[Sequence[Tensor]], counts: Sequence[int]) -> list[_Table]:
     global uploads
-    params = lists[0]
+    params, device = lists[0], lists[0][0].device
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("adamw_: expected tables from before the capture (make_static(), then a step), got tensors without")
     _check(lists)
     part_of = [part for part, count in enumerate(counts) for _ in range(count)]
     made = []
@@ -269,15 +273,25 @@ def _new_tables(lists: Sequence[Sequence[Tensor]], counts: Sequence[int]) -> lis
             continue
         places = [[tensors[i].data_ptr() if tensors and tensors[i].numel() else 0 for tensors in lists] for i in these]
         weights = [[*place, params[i].numel(), part_of[i], 0] for place, i in zip(places, these, strict=True)]
-        blocks = [(n, b) for n, i in enumerate(these) for b in range(triton.cdiv(params[i].numel(), _BLOCK))]
+        blocks = _blocks(tuple(params[i].numel() for i in these), device)
         aligned = all(address % 16 == 0 for place in places for address in place)
         uploads += 1
-        made.append(_Table(kind, *(_sent(table, params[0].device) for table in (weights, blocks)), aligned))
+        made.append(_Table(kind, _sent(torch.tensor(weights, dtype=torch.int64, device="cpu"), device), blocks, aligned))
     return made
 
 
-def _sent(table: list, device: torch.device) -> Tensor:
-    return torch.tensor(table, dtype=torch.int64, device="cpu").to(device, non_blocking=True)
+@lru_cache(maxsize=_KEPT)
+def _blocks(sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    """[M, 2]: a weight, and which of its blocks."""
+    counts = torch.tensor([triton.cdiv(size, _BLOCK) for size in sizes], device="cpu")
+    weight = torch.repeat_interleave(counts)
+    return _sent(
+        torch.stack((weight, torch.arange(len(weight), device="cpu") - (counts.cumsum(0) - counts)[weight]), 1), device
+    )
+
+
+def _sent(table: Tensor, device: torch.device) -> Tensor:
+    return (table.pin_memory() if device.type == "cuda" else table).to(device, non_blocking=True)
 
 
 def _check(lists: Sequence[Sequence[Tensor]]) -> None:
