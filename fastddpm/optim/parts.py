@@ -61,7 +61,7 @@ class Parts:
                 self.state[self.all[i]]["step"] = shared
         self.params = [self.all[i] for i in self.order]
         self.states = [self.state[p] for p in self.params]
-        self.counters = [state["step"] for state in self.states]
+        self.known, self.counters = list(self.state.values()), self.tensors("step")
         self.loose = [i for i, p in enumerate(self.params) if not _dense(p)]
 
     def hold(self, optimizer: torch.optim.Optimizer, params: list[Tensor], grads: list[Tensor | None]) -> bool:
@@ -71,7 +71,8 @@ class Parts:
             and len(params) == len(self.all)
             and all(map(is_, params, self.all))
             and _layouts(grads) == self.layouts
-            and all(map(is_, map(self.state.get, self.params), self.states))
+            and len(self.state) == len(self.known)
+            and all(map(is_, self.state.values(), self.known))  # in their order: to look each up costs more
             and all(map(is_, self.tensors("step"), self.counters))
         )
 
