@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from .bits_per_dim import Walk, parts_of, share_of
 from .checks import as_shape, check_data, check_float_dtype, check_key, check_one_of, describe
 from .coefficients import vlb_rows
-from .densities import Density, check_density
+from .densities import Density, LogNormal, check_density
 from .functional import arithmetic, check_reduction, mse_loss, number_or_index, q_sample, q_sample_uniform
 from .importance import LossSecondMoment
 from .models import Model, call_model, device_of, with_estimate
@@ -96,6 +96,9 @@ class GaussianDiffusion(Walks):
         density = schedule.density if density is None else density
         if density is not None:
             check_density(density)
+            if not schedule.num_timesteps and not isinstance(density, LogNormal):
+                of, got = type(schedule).__name__, type(density).__name__
+                raise ValueError(f"density: expected LogNormal or None for {of}, whose t is sigma, got {got}")
             if schedule.num_timesteps:
                 density.bounds_on(len(schedule), torch.device("cpu"))  # refuses one of another T
         if not (self_condition is None or (isinstance(self_condition, str) and self_condition.isidentifier())):
@@ -177,6 +180,8 @@ class GaussianDiffusion(Walks):
             return
         if not isinstance(t_sampler, LossSecondMoment):
             raise TypeError(f"t_sampler: expected a LossSecondMoment or None, got {describe(t_sampler)}")
+        if not self.schedule.num_timesteps:
+            raise ValueError(f"t_sampler: expected None for {type(self.schedule).__name__}, which has no indices, got one")
         if t_sampler.num_timesteps != len(self.schedule):
             raise ValueError(f"t_sampler: expected one of {len(self.schedule)} timesteps, got {t_sampler.num_timesteps}")
         if t is not None:
@@ -279,7 +284,8 @@ class GaussianDiffusion(Walks):
             shape: `(B, ...)` of the images.
             sampler: a name of `samplers.SAMPLERS`, or a `StepRows` (then steps to spacing are the rows', and not read, and
                 the model's output is what they say); None for the process's own, "ddpm" of a chain.
-            steps: how many steps of the chain to walk, or a list of timesteps that falls; None for all.
+            steps: how many steps of the chain to walk, or a list of timesteps that falls; None for all. Of a flow any number
+                (None for T); of EDM too, or a list of sigmas (None for 18).
             seed: an int, or an integer tensor `[B]` of one seed an image: an image's noise then does not depend on its batch.
                 None draws one of torch's default generator.
             clip_denoised: clamp x_0_hat to [-clip_range, clip_range]; None for the sampler's default.

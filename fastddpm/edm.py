@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checks import as_finite
 from .densities import LogNormal
 from .process import Process, count_of, karras, listed, target_of
 
@@ -48,7 +49,7 @@ class EDM(Process):
         if not sigma_min < sigma_max:
             raise ValueError(f"sigma_min: expected one below sigma_max {sigma_max}, got {sigma_min}")
         self.sigma_data, self.sigma_min, self.sigma_max, self.rho = sigma_data, sigma_min, sigma_max, rho
-        self.density = LogNormal(P_mean, P_std)
+        self.density = LogNormal(as_finite("P_mean", P_mean), P_std)
         super().__init__(torch.tensor([*positive.values(), P_mean], dtype=torch.float64, device="cpu"))
 
     def __repr__(self) -> str:

@@ -57,6 +57,8 @@ class FlowMatching(Process):
     @classmethod
     def for_resolution(cls, elements: int, trained: int, num_timesteps: int = 1000) -> "FlowMatching":
         """As much noise at `elements` as at the `trained` ones: shift = sqrt(elements / trained) (SD3, equation 23)."""
+        if not (elements > 0 and trained > 0):
+            raise ValueError(f"elements, trained: expected numbers above 0, got {elements} and {trained}")
         return cls(num_timesteps, math.sqrt(elements / trained))
 
     @classmethod
@@ -102,6 +104,8 @@ class FlowMatching(Process):
         shift = self.shift if self.sampling_shift is None else self.sampling_shift
         if spacing == "trailing":
             return _shift(torch.arange(count, 0, -1, dtype=torch.float64, device="cpu") / count, shift)
+        if self.num_timesteps == 1 and count > 1:
+            raise ValueError(f"steps: expected 1 but for spacing 'trailing', since T is 1 (levels must fall), got {count}")
         first = float(self.levels[1][0]) if self.sampling_shift is None else 1 / self.num_timesteps
         s = _shift(torch.linspace(1.0, first, count, dtype=torch.float64, device="cpu"), shift)
         return karras(float(s[0]), float(s[-1]), count) if spacing == "karras" else s

@@ -75,7 +75,8 @@ def q_sample_uniform(x_0: Tensor, schedule: Process, key: Tensor) -> tuple[Tenso
     """
     check_data("x_0", x_0)
     check_process(schedule)
-    check_has_indices("schedule", schedule)
+    if not schedule.num_timesteps:
+        raise TypeError(f"schedule: expected a NoiseSchedule or FlowMatching, which have indices to draw, got {schedule!r}")
     check_key("key", key)
     check_noise(key, "x_0", x_0, "key")
     return autograd.noising_uniform(x_0, key, q_sample_rows(schedule, x_0.device, arithmetic(x_0)))
@@ -146,6 +147,8 @@ def mse_loss(
     name = check_weight(weight, prediction_type, count, model_output)
     if number is not None and weight is None and schedule.num_timesteps and prediction_type in LEVEL_FREE:
         number, index = None, schedule.index_on(model_output.device, 0)  # any row of the table: nothing is made for this call
+    if number is not None and isinstance(weight, Tensor) and len(number) < count:
+        index = torch.arange(count, device=model_output.device)  # one number for all, but a weight for each
     rows = weighted(mse_rows(schedule, target, name, model_output.device, arithmetic(model_output), number), weight)
     return autograd.mse_loss(model_output, noise, x_0, x_t, index, rows, REDUCTIONS[reduction])
 
@@ -308,15 +311,11 @@ def arithmetic(x: Tensor) -> torch.dtype:
 def number_or_index(name: str, t: Tensor | int | float, x: Tensor, process: Process) -> tuple[Tensor | None, Tensor]:
     """Numbers t of a continuous process, `[B]` or `[1]`, and the index of each in rows made of them; or None and an index."""
     if not (process.is_continuous and is_number(t)):
-        check_has_indices(name, process)
+        if not process.num_timesteps:
+            raise TypeError(f"{name}: expected floating t, since {type(process).__name__} has no table to index, got indices")
         return None, row_index(name, t, x, process)
     numbers = as_samples(name, t, x.shape[0], x.device, arithmetic(x)).reshape(-1)
     return numbers, torch.arange(len(numbers), device=x.device)
-
-
-def check_has_indices(name: str, process: Process) -> None:
-    if not process.num_timesteps:
-        raise TypeError(f"{name}: expected floating t, since {type(process).__name__} has no table to index, got indices")
 
 
 def row_index(name: str, t: Any, x: Tensor, table: Process | StepRows) -> Tensor:

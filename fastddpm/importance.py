@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .checks import as_int, describe
+from .checks import as_int, check_key, describe
 from .densities import WORDS, words_of
 from .noise import chosen, timesteps
 
@@ -78,6 +78,7 @@ class LossSecondMoment:
         Returns:
             t, int64 `[B]`; and 1 / (T p_t), float32 `[B]`.
         """
+        check_key("key", key)
         t = torch.where(self._filled, chosen(key, self._bounds), timesteps(key, self.num_timesteps))
         return t, self._weights[t]
 

@@ -13,8 +13,11 @@ from torch import Tensor
 from . import ops
 from .autograd import NEVER
 from .checks import as_int, as_shape, check_float_dtype, check_key, check_one_of, describe
-from .densities import WORDS, Density, check_density
+from .densities import WORDS, Density, LogNormal, check_density
 from .reference.keys import TIMESTEP_STREAM
+
+BELOW_1 = 1 - 2**-24
+"""The last float32."""
 
 STREAMS = {
     "training": 0,
@@ -237,11 +240,13 @@ def levels(key: Tensor, density: Density | None = None) -> Tensor:
         density: one of `fastddpm.densities` but `Discrete`; None is uniform on (0, 1). Those of `LogNormal` are sigmas.
 
     Returns:
-        float32 `[B]` on the key's device, made in float64 there. Equal to rounding from one device to another.
+        float32 `[B]` on the key's device, made in float64 there; where rounding would give 1 the float32 before it (not of
+        `LogNormal`). Equal to rounding from one device to another.
     """
     check_key("key", key)
     share = (ops.timesteps(key, WORDS).double() + 0.5) / WORDS
     if density is None:
-        return share.float()
+        return share.float().clamp(max=BELOW_1)
     check_density(density)
-    return density.quantile(share).float()
+    level = density.quantile(share).float()
+    return level if isinstance(density, LogNormal) else level.clamp(max=BELOW_1)

@@ -4,6 +4,7 @@ A target is p z + q x_0. With x_t it tells both: x_0 = (p x_t - s target) / d an
 """
 
 from collections.abc import Callable
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -46,8 +47,9 @@ class Process(Tables):
     continuous: t may be any number too, floating `[B]`, of which the levels are made on its device.
 
     Attributes:
-        levels: a, s, float64 `[T]`.
-        timesteps: `[T]`, what the network is given at each index.
+        levels: a, s, float64 `[T]`, where there is a table (not of `EDM`).
+        timesteps: `[T]`, what the network is given at each index of it.
+        num_timesteps: T; 0 where there is no table.
         is_respaced: whether those are others than the indices.
         density: of t in training, unless another is asked for; None draws evenly.
         prediction_types: what the network may predict, the default first.
@@ -67,6 +69,9 @@ class Process(Tables):
 
     def __len__(self) -> int:
         return self.num_timesteps
+
+    def __bool__(self) -> bool:
+        return True  # of the length 0 of EDM, which has no table, `if process` would be False
 
     def check_prediction(self, prediction_type: str) -> None:
         """Refuses what cannot work."""
@@ -102,7 +107,9 @@ def check_process(process: object) -> None:
 
 def is_number(t: object) -> bool:
     """Whether t is meant as a continuous process's, not as an index."""
-    return t.is_floating_point() if isinstance(t, Tensor) else isinstance(t, float)
+    if isinstance(t, Tensor):
+        return t.is_floating_point()
+    return isinstance(t, float) or (isinstance(t, Real) and not isinstance(t, Integral))  # numpy's too
 
 
 def karras(highest: float, lowest: float, steps: int, rho: float = 7.0) -> Tensor:

@@ -388,7 +388,10 @@ def _to_score(rows: StepRows) -> Tensor:
     a, b = rows.levels()
     moved = b**2 / (a * rows.columns.p_o)
     if not bool(moved.isfinite().all()):
-        raise ValueError("cond_fn: expected a sampler whose every step begins with some noise and some of x_0, got one without")
+        raise ValueError(
+            "cond_fn: expected a sampler whose every step begins with some noise and some of x_0, got one without (a flow's "
+            "walk begins with noise alone: give steps as a list of timesteps below T)"
+        )
     return pack(NoisingRow(torch.ones_like(a), moved))
 
 
@@ -405,5 +408,6 @@ def _level_behind(rows: StepRows) -> Tensor:
     """x_t of x_0 and noise, at the level that each row ends at: that of the row after it, and after row 0 without noise."""
     a, b = rows.levels()
     if b[0] == 0 or bool((b[1:] / a[1:] < b[:-1] / a[:-1]).any()):
-        raise ValueError("inpaint: expected a sampler that walks towards less noise, got one that walks towards more")
+        more = "adds noise before a step: leave s_churn 0" if rows.stream == "churn" else "walks towards more"
+        raise ValueError(f"inpaint: expected a sampler that walks towards less noise, got one that {more}")
     return pack(NoisingRow(torch.cat((torch.ones_like(a[:1]), a[:-1])), torch.cat((torch.zeros_like(b[:1]), b[:-1]))))

@@ -153,6 +153,14 @@ def test_without_a_density_t_is_what_it_was_and_levels_are_even():
     assert torch.equal((1000 * levels(key)).long(), timesteps(key, 1000))
 
 
+@pytest.mark.parametrize("density", [None, LogitNormal(), Mode(), CosMap()])
+def test_the_top_words_are_below_1(density):
+    """This key's share is 1 - 1.4e-8, which float32 rounds to 1; of sigma there is no such bound."""
+    key = noise_key(0, 0, 1, first_sample=98330283)
+    assert timesteps(key, 1 << 30).item() == 1073741809
+    assert 0.99 < levels(key, density).item() <= 1 - 2**-24 and levels(key, LogNormal()).item() > 1
+
+
 def test_a_batch_split_in_two_draws_the_same():
     key, density = noise_key(8, 4, 12, first_sample=100), LogitNormal()
     parts = (noise_key(8, 4, 5, first_sample=100), noise_key(8, 4, 7, first_sample=105, stream="user"))

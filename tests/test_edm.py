@@ -12,6 +12,7 @@ from test_no_host_reads import UPLOADS, NoHostReads
 from fastddpm import (
     EDM,
     GaussianDiffusion,
+    LossSecondMoment,
     NoiseSchedule,
     graphs,
     mse_loss,
@@ -21,7 +22,7 @@ from fastddpm import (
     randn,
     samplers,
 )
-from fastddpm.densities import LogNormal
+from fastddpm.densities import Discrete, LogitNormal, LogNormal
 from fastddpm.noise import levels
 
 SHAPE = (4, 3, 5, 5)
@@ -247,6 +248,19 @@ def test_a_loop_begins_with_an_image_noised_to_a_level():
     assert torch.equal(got, again)
 
 
+def test_after_a_start_the_churn_is_that_of_the_whole_walk():
+    """But for the first step, which begins at the level of x_t."""
+    edm = EDM()
+    whole, late = samplers.heun(edm, steps=18, s_churn=4), samplers.heun(edm, steps=18, s_churn=4, start=9)
+    assert torch.equal(late.timesteps[:-1], whole.timesteps[:16])
+    assert torch.equal(late.columns.sigma[:-1], whole.columns.sigma[:16])
+    assert float(late.timesteps[-1]) == float(edm.walk(18)[0][9])
+
+
+def test_a_process_without_a_table_is_true():
+    assert EDM()
+
+
 def test_inpainting_noises_what_is_known_to_each_step_s_level():
     edm, known, seen = EDM(), values(*SHAPE), []
     given = {"inpaint": (known, torch.ones(1)), "callback": lambda i, t, x, x_0: seen.append(x.clone()), **GIVEN}
@@ -319,7 +333,7 @@ BAD = {
     ),
     "an index": (lambda: q_sample(X, 3, EDM(), KEY), TypeError, "t: expected floating t, since EDM has no table.*got indices"),
     "indices": (lambda: mse_loss(X, torch.zeros(4).long(), EDM(), KEY, X), TypeError, "t: expected floating t, since EDM"),
-    "drawn evenly": (lambda: q_sample_uniform(X, EDM(), KEY), TypeError, "schedule: expected .* EDM has no table"),
+    "drawn evenly": (lambda: q_sample_uniform(X, EDM(), KEY), TypeError, "schedule: expected a NoiseSchedule or .*got EDM"),
     "bound": (lambda: GaussianDiffusion(EDM(), loss="kl"), ValueError, "loss, variance_type: expected 'mse' .* EDM"),
     "ddpm": (lambda: GaussianDiffusion(EDM()).sample(network, SHAPE, "ddpm"), TypeError, "schedule: .*NoiseSchedule, got EDM"),
     "inverse": (lambda: samplers.ddim_inverse(EDM()), TypeError, "schedule: expected .* for ddim_inverse, got EDM"),
@@ -331,6 +345,23 @@ BAD = {
         lambda: samplers.heun(NoiseSchedule.linear(), s_churn=1.0),
         ValueError,
         "s_churn: expected 0 but for EDM",
+    ),
+    "density of t": (
+        lambda: GaussianDiffusion(EDM(), density=Discrete([1, 2])),
+        ValueError,
+        "density: expected LogNormal or None for EDM.*got Discrete",
+    ),
+    "density of a level": (lambda: GaussianDiffusion(EDM(), density=LogitNormal()), ValueError, "density: .*got LogitNormal"),
+    "a t_sampler": (
+        lambda: GaussianDiffusion(EDM()).training_loss(network, X, KEY, t_sampler=LossSecondMoment(10)),
+        ValueError,
+        "t_sampler: expected None for EDM",
+    ),
+    "P_mean": (lambda: EDM(P_mean=math.nan), ValueError, "P_mean: expected a finite number, got nan"),
+    "inpainting under churn": (
+        lambda: GaussianDiffusion(EDM()).sample(network, SHAPE, steps=4, s_churn=4, inpaint=(X, torch.ones(1)), **GIVEN),
+        ValueError,
+        "inpaint: .* adds noise before a step: leave s_churn 0",
     ),
     "churn below 0": (lambda: samplers.heun(EDM(), s_churn=-1.0), ValueError, "s_churn, s_noise: expected 0 or more, got -1.0"),
 }

@@ -137,6 +137,22 @@ def test_the_loss_and_its_gradient(prediction_type, number, weight):
     torch.testing.assert_close(torch.autograd.grad(got, out)[0], torch.autograd.grad(expected, out)[0])
 
 
+@pytest.mark.parametrize("t", [0.5, np.float32(0.5), torch.tensor(0.5)], ids=["float", "numpy", "tensor"])
+def test_one_number_for_all_with_a_weight_for_each(t):
+    out, x_0, noise, weight = *(values(3, 5, seed=n) for n in range(3)), torch.tensor([1.0, 100.0, 0.0])
+    options = {"weight": weight, "reduction": "none"}
+    expected = mse_loss(out, torch.full((3,), 0.5), FlowMatching(), noise, x_0, **options)
+    assert torch.equal(mse_loss(out, t, FlowMatching(), noise, x_0, **options), expected)
+
+
+def test_levels_of_one_s_own_keep_their_signals():
+    """Of whatever process: b is sigma a."""
+    sigmas, signals = torch.tensor([3.0, 1.0, 0.0], **wide), torch.tensor([0.25, 0.5, 1.0], **wide)
+    a, b = samplers.euler(Levels(torch.tensor([7, 3]), sigmas, signals)).levels()
+    torch.testing.assert_close(a, torch.tensor([0.5, 0.25], **wide))
+    torch.testing.assert_close(b, torch.tensor([0.5, 0.75], **wide))
+
+
 def test_min_snr_of_epsilon_is_1_where_nothing_of_x_0_is_left():
     out = values(1, 3, 5, 5)
     loss = mse_loss(out, 999, FlowMatching(), torch.zeros_like(out), prediction_type="epsilon", weight="min_snr")
@@ -379,6 +395,12 @@ BAD = {
     "least": (lambda: samplers.euler(FLOW, final_sigmas_type="sigma_min"), ValueError, "final_sigmas_type: .*'sigma_min'"),
     "from no noise": (lambda: samplers.ddim_inverse(FLOW, "sample"), ValueError, "expected 'velocity' or 'epsilon' where a"),
     "no steps": (lambda: samplers.euler(FLOW, steps=0), ValueError, "steps: expected 1 or more, got 0"),
+    "one level": (lambda: samplers.euler(FlowMatching(1), steps=2), ValueError, "steps: expected 1 but for .*T is 1.*got 2"),
+    "resolution": (lambda: FlowMatching.for_resolution(4, 0), ValueError, "elements, trained: .* above 0, got 4 and 0"),
+    "a score from pure noise": (
+        lambda: of_flow().sample(lambda x, t: x, SHAPE, steps=2, seed=0, cond_fn=lambda x, t: x),
+        ValueError, "cond_fn: .*a list of timesteps below T",
+    ),
     "steps that rise": (lambda: samplers.euler(FLOW, steps=[1, 2]), ValueError, "steps: expected numbers that fall"),
     "steps beyond": (lambda: samplers.euler(FLOW, steps=[1001]), ValueError, "steps: expected numbers that fall, from 1000"),
     "steps a word": (lambda: samplers.euler(FLOW, steps=[True]), TypeError, "steps: expected .* list of numbers, got bool"),

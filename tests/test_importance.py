@@ -158,6 +158,8 @@ def test_bad_input():
     sampler = LossSecondMoment(T, device="cpu")
     with pytest.raises(TypeError, match="t: expected int64"):
         sampler.update(torch.rand(3), torch.rand(3))
+    with pytest.raises(TypeError, match=r"key: expected an int64 key .* from noise_key, got int"):
+        sampler.sample(3)
     with pytest.raises(ValueError, match=r"losses: expected floating \[3\]"):
         sampler.update(torch.arange(3), torch.rand(4))
 

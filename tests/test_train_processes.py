@@ -17,7 +17,8 @@ from fastddpm.train.runs import load_run
 @pytest.fixture(scope="module", params=["flow", "edm"])
 def run(request, tmp_path_factory):
     out = tmp_path_factory.mktemp(request.param)
-    config = TrainConfig(data="digits", steps=40, batch_size=32, width=8, timesteps=50, log_every=10, process=request.param)
+    levels = {"timesteps": 50} if request.param == "flow" else {}
+    config = TrainConfig(data="digits", steps=40, batch_size=32, width=8, log_every=10, process=request.param, **levels)
     trainer = train(config, out)
     trainer.table = write_results(trainer)
     return trainer
@@ -38,6 +39,13 @@ def test_images_are_drawn_by_the_process_s_own_sampler_and_others(run):
     assert torch.equal(images, draw(loaded, 4, own, **given)) and not torch.equal(images, draw(loaded, 4, "dpmpp_2m", **given))
 
 
+def test_any_number_of_steps_is_walked(run):
+    assert len(rows_of(run.config, "euler", 1200)) == 1200
+    assert len(rows_of(run.config)) == {"flow": 50, "edm": 35}[run.config.process]
+    with pytest.raises(UsageError, match="steps: expected 1 or more, got 0"):
+        rows_of(run.config, "euler", 0)
+
+
 def test_what_only_a_chain_has_is_refused(run, capsys):
     assert "expected one of process ddpm, whose chain has a bound" in fails(["eval", str(run.out)], capsys)
     with pytest.raises(UsageError, match="sampler ddpm of 5 steps: schedule: expected a NoiseSchedule"):
@@ -49,6 +57,7 @@ BAD = {
     "prediction": ({"process": "edm", "prediction": "epsilon"}, "prediction: expected none with process edm"),
     "schedule": ({"process": "edm", "schedule": "linear"}, "schedule: expected none with process edm"),
     "sampling": ({"process": "edm", "timestep_sampling": "importance"}, "timestep_sampling: expected none with process edm"),
+    "timesteps": ({"process": "edm", "timesteps": 50}, "timesteps: expected none with process edm, .* got 50"),
     "process": ({"process": "vp"}, "process: expected one of ddpm, flow, edm, got 'vp'"),
 }
 

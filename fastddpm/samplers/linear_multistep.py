@@ -54,7 +54,7 @@ def _integrals(nodes: Tensor, low: Tensor, high: Tensor) -> Tensor:
     prediction_types=("epsilon",),
     takes_edits=False,
     of_chain=True,
-    visits=lambda at: at.visiting([0, *range(1, min(len(at.sigma), 2)), *range(1, len(at.sigmas))]),
+    visits=lambda at, of: at.visiting([0, *range(1, min(len(at.sigma), 2)), *range(1, len(at.sigmas))]),
 )
 def plms(at: Levels) -> Columns:
     """Pseudo linear multistep (Liu et al. 2022, PNDM, equation 12), begun by a step of Heun's kind: S + 1 rows.

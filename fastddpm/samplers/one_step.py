@@ -70,8 +70,10 @@ def euler_ancestral(at: Levels) -> Columns:
     return ancestral(at)
 
 
-def _stages(at: Levels, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf, s_noise: float = 1.0) -> Levels:
-    """Each step's two levels, the first raised by the churn."""
+def _stages(
+    at: Levels, of: int, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf, s_noise: float = 1.0
+) -> Levels:
+    """Each step's two levels, the first raised by the churn; but for a first step after a start, where x_t lies already."""
     steps = len(at.timesteps)
     twice = at.visiting([0, *(n for n in range(1, steps) for _ in range(2)), steps])
     if not s_churn:
@@ -80,8 +82,8 @@ def _stages(at: Levels, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float
         raise ValueError(f"s_churn: expected 0 but for EDM, whose network is given any sigma, got {s_churn}")
     if not s_churn > 0 or not s_noise >= 0:
         raise ValueError(f"s_churn, s_noise: expected 0 or more, got {s_churn} and {s_noise}")
-    sigmas, gamma = twice.sigmas.clone(), min(s_churn / steps, math.sqrt(2) - 1)
-    first = sigmas[::2]
+    sigmas, gamma = twice.sigmas.clone(), min(s_churn / of, math.sqrt(2) - 1)
+    first = sigmas[0 if steps == of else 2 :: 2]
     first *= 1 + gamma * ((first >= s_tmin) & (first <= s_tmax))
     return Levels(*at.process.at_sigmas(sigmas), at.process)
 
@@ -95,7 +97,8 @@ def heun(at: Levels, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = 
 
     Args:
         s_churn, s_tmin, s_tmax, s_noise: of `EDM`: before a step from a level between s_tmin and s_tmax it is raised by
-            min(s_churn / S, sqrt(2) - 1) of it, by noise of deviation s_noise (the first step's is in x_T).
+            min(s_churn / S, sqrt(2) - 1) of it, by noise of deviation s_noise (the first step's is in x_T). S counts the
+            steps that `start` leaves out; the first one walked after it begins at its level as it is, where x_t lies.
     """
     n, time = at.scale, at.b / at.scale
     if bool(time[0].isinf()):

@@ -27,7 +27,8 @@ class Sampler:
         spacing, clip_denoised, final_sigmas_type: the defaults, those of diffusers' scheduler.
         spacings: what a spacing's name means, beside "karras".
         fractional: whether the network may be given timesteps between the whole ones.
-        visits: Levels and the options to those that the rows begin at, where not each once; the last row ends at the last.
+        visits: Levels, how many steps they had before `start`, and the options to those that the rows begin at, where not each
+            once; the last row ends at the last.
         inverse: walks towards more noise.
         prediction_types: of the network; None for all that the process has.
         takes_edits: see `StepRows`.
@@ -113,14 +114,14 @@ class Sampler:
                 )
             schedule = Levels(*schedule.walk(steps, spacing), schedule)
         check_levels(schedule)
-        schedule = schedule.after(start)
-        at = schedule if self.visits is None else self.visits(schedule, **options)
+        of, schedule = len(schedule.timesteps), schedule.after(start)
+        at = schedule if self.visits is None else self.visits(schedule, of, **options)
         at = at.reversed() if self.inverse else at
         _check_prediction(at, prediction_type)
         columns = _without_epsilon(self.formula(at, **options), at, prediction_type, clip)
         columns["p_x"], columns["p_o"] = x_0_of(at.a, at.b, prediction_type, at.target_of)
         rows: dict[str, Any] = {name: column.flip(0) for name, column in columns.items()}
-        rows |= {"bound": bound, "takes_edits": self.takes_edits, "noise_levels": None if _is_chain(process) else at.b.flip(0)}
+        rows |= {"bound": bound, "takes_edits": self.takes_edits, "noise_levels": None if at.signals is None else at.b.flip(0)}
         made = StepRows(at.timesteps.flip(0), variance_type, (at.a**2).flip(0), **rows)
         made.stream = self.stream
         return made

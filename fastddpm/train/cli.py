@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="fastddpm", description="Trains small diffusion models on fused kernels, and samples."
     )
     commands = parser.add_subparsers(required=True, metavar="train | sample | compare | eval | info")
-    _add_train(commands.add_parser("train", help="train a DDPM on digits, a folder of images or a .npy file"))
+    _add_train(commands.add_parser("train", help="train a DDPM, a flow or EDM on digits, a folder of images or a .npy file"))
     _add_sample(commands.add_parser("sample", help="draw images from a run"))
     _add_compare(commands.add_parser("compare", help="every sampler's images from the same noise, their times and distances"))
     _add_eval(commands.add_parser("eval", help="a run's bits/dim: the variational bound over a data set, term by term"))
@@ -55,9 +55,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Trains a DDPM, and leaves in the run's folder: checkpoint.safetensors, samples.png, loss.png, metrics.jsonl, "
-        "timing.json, and a pipeline for diffusers' DDPMPipeline.from_pretrained (not for --class-conditional, for whose "
-        "labels it has no place, nor for --variance learned, which diffusers reads in another way). Ctrl-C saves and exits; "
+        "Trains a DDPM (--process flow: a rectified flow; edm: EDM), and leaves in the run's folder: checkpoint.safetensors, "
+        "samples.png, loss.png, metrics.jsonl, and of a DDPM timing.json and a pipeline for diffusers' "
+        "DDPMPipeline.from_pretrained (not for --class-conditional, for whose labels it has no place, nor for --variance "
+        "learned, which diffusers reads in another way). Ctrl-C saves and exits; "
         "--resume goes on from there. On several GPUs, or processes: torchrun --nproc-per-node 2 -m fastddpm train ..; the run "
         "is the same, and may go on with another number of them."
     )
@@ -85,7 +86,7 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sampler", type=_sampler, metavar="NAME", help=f"one of {', '.join(DRAWS)} (ddpm; of a flow euler, of edm heun)"
     )
-    steps = "steps of the chain to walk (250 of ddpm, 50 of others, or what a shorter chain has)"
+    steps = "steps to walk (250 of ddpm, 50 of others, of edm 18, or what a shorter chain has)"
     parser.add_argument("--steps", type=_positive, metavar="INT", help=steps)
     spacing = "which ones: leading, trailing, linspace or karras, as docs/samplers.md says (the sampler's own)"
     parser.add_argument("--spacing", metavar="NAME", help=spacing)

@@ -107,7 +107,7 @@ class TrainConfig:
         "ddpm, of which schedule to variance speak; flow (rectified flow of T levels) or edm, which have their own",
         ("ddpm", *PROCESSES),
     )
-    timesteps: int = _count(1000, "T, the length of the chain")
+    timesteps: int = _count(1000, "T, the length of the chain, or a flow's levels (edm has none)")
     schedule: str = _choice("cosine", "linear or cosine", tuple(SCHEDULES))
     prediction: str = _choice(
         "v_prediction",
@@ -176,7 +176,8 @@ class TrainConfig:
             )
         for setting in fields(self) if self.process != "ddpm" else ():
             value = getattr(self, setting.name)
-            if setting.name in OF_CHAIN and value != setting.default:
+            of_chain = (*OF_CHAIN, "timesteps") if self.process == "edm" else OF_CHAIN
+            if setting.name in of_chain and value != setting.default:
                 raise UsageError(f"{setting.name}: expected none with process {self.process}, which has its own, got {value!r}")
         if self.process == "edm" and self.timestep_sampling != "uniform":
             raise UsageError(f"timestep_sampling: expected none with process edm, got {self.timestep_sampling!r}")

@@ -38,7 +38,8 @@ def draw(
         run: what was trained.
         count: how many. Image i depends on the seed and on i, not on how many are drawn.
         sampler: a name of `DRAWS`; None for the process's own.
-        steps: of the chain to walk. None: 250 of ddpm, 50 of others (of edm 18), or as many as a shorter chain has.
+        steps: to walk; of a flow or edm any number. None: 250 of ddpm, 50 of others (of edm 18), or as many as a shorter
+            chain has.
         seed: an int, or one seed an image, `[count]`: each image is then the first of its own seed.
         labels: `[count]`, of a class-conditional run. None: image i is of class i modulo their number.
         guidance: scale of classifier-free guidance; None for none.
@@ -67,9 +68,10 @@ def rows_of(config: TrainConfig, sampler: str | None = None, steps: int | None =
     diffusion = config.diffusion()
     process, is_chain, sampler = diffusion.schedule, config.process == "ddpm", sampler or diffusion.schedule.sampler
     if steps is None:  # some spacings leave one out
-        usual = EDM_STEPS if config.process == "edm" else STEPS
-        steps = min(DDPM_STEPS, config.timesteps) if sampler == "ddpm" else max(1, min(usual, config.timesteps - 1))
-    if not 1 <= steps <= config.timesteps:
+        steps = EDM_STEPS if config.process == "edm" else STEPS
+        if is_chain:
+            steps = min(DDPM_STEPS, config.timesteps) if sampler == "ddpm" else max(1, min(STEPS, config.timesteps - 1))
+    if is_chain and not 1 <= steps <= config.timesteps:
         raise UsageError(f"steps: expected 1 .. {config.timesteps}, the run's timesteps, got {steps}")
     walk = {"steps": steps, "spacing": spacing or (SPACINGS.get(sampler) if is_chain else None)}
     if sampler == "ddpm" and is_chain and spacing is None:  # the chain that `evaluate` walks
