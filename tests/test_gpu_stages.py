@@ -55,7 +55,9 @@ def test_each_cut_is_another_plan(any_batch):
     plans = {}
     for per_thread, warps in itertools.product(gpu_tune.PER_THREAD, gpu_tune.WARPS):
         with gpu_tune.cut(per_thread, warps):
-            plans[per_thread, warps] = gpu_tune.tile.cut(torch.contiguous_format, 0, 16384, 4, any_batch, 32).plan
+            plans[per_thread, warps] = gpu_tune.tile.cut(
+                torch.contiguous_format, torch.Size((4, 16384)), False, any_batch, 32
+            ).plan
     assert {cut: (plan.block, plan.num_warps) for cut, plan in plans.items()} == {
         (per_thread, warps): (32 * warps * per_thread, warps) for per_thread, warps in plans
     }

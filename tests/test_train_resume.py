@@ -117,6 +117,7 @@ OTHERS = {
     "channels_last": True,
     "compile": True,
     "graph": "off",
+    "process": "flow",
     "seed": 1,
     "checkpoint_every": 100,
     "log_every": 10,

@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 
 import every_op
 import triton
-from fastddpm.kernels import launcher, noising, reduce, reverse_step, tile
+from fastddpm.kernels import adamw_, launcher, noising, reduce, reverse_step, tile
 from fastddpm.kernels.noising import noising_kernel
 from helpers import on_triton, spread
 from triton import knobs
@@ -103,6 +103,23 @@ def test_every_launch_sends_what_triton_s_own_way_sends(driver, ways, monkeypatc
     shares = torch.zeros(2 * reduce._RUN)
     reduce.finish(shares, 1, reduce.MEAN)
     reduce.finish_hybrid(shares, shares, 4, reduce.MEAN, 0.1)
+    weights = [torch.zeros(3), torch.zeros(3, dtype=torch.bfloat16)]
+    others = [[torch.zeros(3) for _ in weights] for _ in range(3)]
+    adamw_(
+        weights,
+        weights,
+        *others,
+        [2],
+        torch.zeros(1, 8, dtype=torch.float64),
+        torch.zeros(2),
+        None,
+        None,
+        1.0,
+        0.9,
+        0,
+        False,
+        False,
+    )
     assert seen == KERNELS
 
 

@@ -343,4 +343,4 @@ def per_sample(values: Tensor) -> tuple[Tensor, int]:
 
 
 def elements_of(x: Tensor) -> int:
-    return x.numel() // x.shape[0]
+    return math.prod(x.shape[1:])

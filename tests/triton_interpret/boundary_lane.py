@@ -6,12 +6,13 @@ from helpers import spread, values
 from interpreted import ON_CPU, SCHEDULE, calls, key, rows_q, same
 from torch.library import opcheck
 
-from fastddpm import autograd, coefficients, kernels, ops, reference
+from fastddpm import _triton, autograd, coefficients, ops, reference
 
 
 def test_float64_runs_the_reference():
     x, rows = values(2, 5, dtype=torch.float64), rows_q().double()
-    same(kernels.noising(x, key(2), spread(2), rows), reference.noising(x, key(2), spread(2), rows))
+    given = (x, key(2), spread(2), rows)
+    same(_triton.kernel("noising")(*given), reference.noising(*given))
 
 
 @pytest.mark.filterwarnings("ignore:Warning only once for all operators")
