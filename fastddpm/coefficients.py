@@ -173,11 +173,18 @@ def vlb_rows(
         check_one_of("variance_type", variance_type, VARIANCE_TYPES)
         check_one_of("first_variance", first_variance, FIRST_VARIANCES)
     _check_weight(schedule, weight)
-    return schedule.table(_vlb, device, dtype, prediction_type, variance_type, clip_denoised, first_variance, weight)
+    options = (prediction_type, variance_type, clip_denoised, first_variance, weight)
+    return schedule.table(_vlb, device, dtype, *options, dtype)
 
 
 def _vlb(
-    schedule: NoiseSchedule, prediction_type: str, variance_type: str, clip: bool, first_variance: str, weight: str | None
+    schedule: NoiseSchedule,
+    prediction_type: str,
+    variance_type: str,
+    clip: bool,
+    first_variance: str,
+    weight: str | None,
+    dtype: torch.dtype,
 ) -> Tensor:
     one, zero = torch.ones_like(schedule.betas), torch.zeros_like(schedule.betas)
     a, s = schedule.levels
@@ -205,7 +212,7 @@ def _vlb(
         r=r,
         w=_weights(schedule, prediction_type, weight, a, s),
     )
-    return pack(row)
+    return pack(row, dtype)
 
 
 def _check_weight(process: Process, weight: str | None) -> None:

@@ -75,6 +75,18 @@ def test_means_of_the_rows(prediction_type, clip):
     np.testing.assert_allclose(difference, of_x_0 * x_0 + of_x_t * x_t - mean, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_the_zero_of_x_0_hat_stays_where_it_is_to_one_rounding(prediction_type):
+    """p_x / p_o, in float32, is off by the rounding of one number, half an ulp of 2^-23; each of the two by one at the most."""
+    schedule = NoiseSchedule.linear(T)
+    options = (schedule, prediction_type, "fixed_small", True)
+    narrow, wide = (vlb_rows(*options, "posterior", None, CPU, dtype).double() for dtype in (torch.float32, torch.float64))
+    assert torch.equal(narrow[:, 2:4], samplers.ddpm(*options).on(CPU, torch.float32)[:, :2].double())
+    assert ((narrow[:, 2:4] - wide[:, 2:4]).abs() <= 2**-23 * wide[:, 2:4].abs()).all()
+    off = narrow[:, 2] * wide[:, 3] - wide[:, 2] * narrow[:, 3]
+    assert (off.abs() <= (1 + 1e-6) * 2**-24 * (wide[:, 2] * wide[:, 3]).abs()).all()
+
+
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES[:3])
 @pytest.mark.parametrize("weight", [None, "min_snr"])
 def test_the_bounds_rows_end_in_those_of_the_mse(prediction_type, weight):

@@ -99,7 +99,7 @@ class StepRows(Tables):
 
     def on(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """The table that the kernels read, on a device, uploaded once."""
-        return self.table(_packed, device, dtype)
+        return self.table(_packed, device, dtype, dtype)
 
 
 def _column(name: str, values: Tensor | float, steps: int) -> Tensor:
@@ -111,5 +111,5 @@ def _column(name: str, values: Tensor | float, steps: int) -> Tensor:
     return column.expand(steps).clone()
 
 
-def _packed(rows: StepRows) -> Tensor:
-    return pack(rows.columns)
+def _packed(rows: StepRows, dtype: torch.dtype) -> Tensor:
+    return pack(rows.columns, dtype)

@@ -40,14 +40,14 @@ class Rows:
         self.why_not = "a device that has no kernels"
         if self.device.type in DEVICES:
             with real_tensors():
-                self._packed = pack(make(*(buffer.detach().cpu().double() for buffer in buffers)))
-            finite = bool(self._packed.float().isfinite().all())
+                self._row = make(*(buffer.detach().cpu().double() for buffer in buffers))
+            finite = bool(pack(self._row, torch.float32).isfinite().all())
             self.why_not = "" if finite else "a schedule that divides by 0, or is infinite in half precision"
 
     def on(self, dtype: torch.dtype) -> Tensor:
         if dtype not in self._made:
             with real_tensors():
-                self._made[dtype] = self._packed.to(dtype, copy=True).to(self.device)
+                self._made[dtype] = pack(self._row, dtype).to(self.device)
         return self._made[dtype]
 
 
