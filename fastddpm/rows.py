@@ -50,23 +50,21 @@ def width(kind: type[Columns]) -> int:
 
 def pack(row: Columns, dtype: torch.dtype | None = None) -> Tensor:
     """Columns `[T]` to a table `[T, width]`, of a dtype or as they are."""
-    if dtype is not None:
-        row = _rounded(row, dtype)
-    columns, unused = torch.stack(row, 1), width(type(row)) - len(row)
+    if dtype is not None and isinstance(row, (VlbRow, StepRow)):
+        p_x, p_o = rounded_together(row.p_x, row.p_o, dtype)
+        row = row._replace(p_x=p_x, p_o=p_o)
+    columns, unused = torch.stack(row, 1).to(dtype=dtype), width(type(row)) - len(row)
     return torch.nn.functional.pad(columns, (0, unused)) if unused else columns
 
 
-def _rounded(row: Columns, dtype: torch.dtype) -> Columns:
-    """In a dtype. Of p_x and p_o the larger is rounded and the smaller follows it: where x_0_hat is small beside p_x x and
-    p_o out their ratio decides, and eager code too rounds but one number of it, s of (x - s out) / a."""
-    narrow = row._make(column.to(dtype) for column in row)
-    if not hasattr(row, "p_x"):
-        return narrow
-    x_is_larger = row.p_x.abs() >= row.p_o.abs()
-    by_x, by_o = narrow.p_x / row.p_x, narrow.p_o / row.p_o
-    p_x = torch.where(x_is_larger | ~by_o.isfinite(), row.p_x, row.p_x * by_o)
-    p_o = torch.where(~x_is_larger | ~by_x.isfinite(), row.p_o, row.p_o * by_x)
-    return narrow._replace(p_x=p_x.to(dtype), p_o=p_o.to(dtype))
+def rounded_together(p_x: Tensor, p_o: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """p_x and p_o as a dtype shall hold them: the larger is rounded and the smaller follows it. Where x_0_hat is small beside
+    p_x x and p_o out their ratio decides, and eager code too rounds but one number of it, s of (x - s out) / a."""
+    x_is_larger = p_x.abs() >= p_o.abs()
+    by_x, by_o = p_x.to(dtype) / p_x, p_o.to(dtype) / p_o
+    followed_x = torch.where(x_is_larger | ~by_o.isfinite(), p_x, p_x * by_o)
+    followed_o = torch.where(~x_is_larger | ~by_x.isfinite(), p_o, p_o * by_x)
+    return followed_x, followed_o
 
 
 def unpack(kind: type[Columns], table: Tensor) -> Columns:
