@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# lucidrains' code and what it imports, but for torchvision, which would bring a torch of its own: the tests do without
-PEERS := denoising-diffusion-pytorch accelerate einops ema-pytorch psutil
+# lucidrains' code and k-diffusion, and what of theirs the tests call, but for what would bring a torch of its own
+PEERS := denoising-diffusion-pytorch accelerate einops ema-pytorch k-diffusion psutil
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard kernels/cpu/*)
 
 .PHONY: demo test test-slow aarch64 sanitize test-peers bench rehearse lint clean
