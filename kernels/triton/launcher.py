@@ -54,7 +54,7 @@ def _specialized(arguments: tuple) -> tuple[list, list]:
     """All that triton may specialise on, whether it does or not: a tensor's dtype, its address modulo 16 and, for AMD, whether
     its storage has 2 GiB; whether an int is 1, a multiple of 16, and of what type; of a float nothing but that it is one. Then
     what a launcher takes: addresses in the place of tensors."""
-    key, sent = [], []
+    key, sent, places = [], [], 0
     for x in arguments:
         if x is None:
             key.append(None)
@@ -65,8 +65,9 @@ def _specialized(arguments: tuple) -> tuple[list, list]:
         else:
             key.append(x.dtype)
             x = x.data_ptr()
-            key.append(x % 16)
+            places = places << 4 | x & 15
         sent.append(x)
+    key.append(places)
     if _AMD:
         key += [x.untyped_storage().nbytes() >= 1 << 31 for x in arguments if isinstance(x, Tensor)]
     return key, sent

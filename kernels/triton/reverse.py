@@ -19,6 +19,7 @@ backward: read g (h, m), x, out (u), write grad_out, grad_x (grad_u). The backwa
 learned.
 """
 
+import torch
 from torch import Tensor
 
 import triton
@@ -209,18 +210,18 @@ def reverse_step(
     learned = is_learned(model_output, x_t)
     most = _PER_THREAD[learned] // (2 if learned and uncond_output is not None else 1)
     tiles = tiles_of(x_t, noise, learned=learned, most=most)
-    layout, x_prev = tiles.layout, result(x_t, tiles.layout)
-    x_0 = result(x_t, layout) if return_x_0 else None
-    kept = result(x_t, layout) if return_kept else None
-    earlier = (*(history or ()), None, None, None)[:3]
+    as_x_lies = x_t.is_contiguous(memory_format=tiles.layout)  # asked once: three results are like x
+    walked = torch.preserve_format if as_x_lies else tiles.layout
+    x_prev = torch.empty_like(x_t, memory_format=walked)
+    x_0 = torch.empty_like(x_t, memory_format=walked) if return_x_0 else None
+    kept = torch.empty_like(x_t, memory_format=walked) if return_kept else None
+    earlier = (*history, None, None, None)[:3] if history else (None, None, None)
     data = (model_output, uncond_output, x_t, *earlier, noise)
     _launch(tiles, reverse_kernel, (x_prev, x_0, kept), data, index, rows, guidance, bound, learned)
+    if not as_x_lies:
+        x_prev, x_0, kept = (None if x is None else like(x, x_t, tiles.layout) for x in (x_prev, x_0, kept))
     no_x_0, no_kept = unwanted(x_t.dtype, x_t.device)
-    return (
-        like(x_prev, x_t, layout),
-        no_x_0 if x_0 is None else like(x_0, x_t, layout),
-        no_kept if kept is None else like(kept, x_t, layout),
-    )
+    return x_prev, no_x_0 if x_0 is None else x_0, no_kept if kept is None else kept
 
 
 def reverse_step_backward(
