@@ -19,6 +19,8 @@ backward: read g (h, m), x, out (u), write grad_out, grad_x (grad_u). The backwa
 learned.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -211,10 +213,8 @@ def reverse_step(
     most = _PER_THREAD[learned] // (2 if learned and uncond_output is not None else 1)
     tiles = tiles_of(x_t, noise, learned=learned, most=most)
     as_x_lies = x_t.is_contiguous(memory_format=tiles.layout)  # asked once: three results are like x
-    walked = torch.preserve_format if as_x_lies else tiles.layout
-    x_prev = torch.empty_like(x_t, memory_format=walked)
-    x_0 = torch.empty_like(x_t, memory_format=walked) if return_x_0 else None
-    kept = torch.empty_like(x_t, memory_format=walked) if return_kept else None
+    empty = torch.empty_like if as_x_lies else partial(torch.empty_like, memory_format=tiles.layout)
+    x_prev, x_0, kept = empty(x_t), empty(x_t) if return_x_0 else None, empty(x_t) if return_kept else None
     earlier = (*history, None, None, None)[:3] if history else (None, None, None)
     data = (model_output, uncond_output, x_t, *earlier, noise)
     _launch(tiles, reverse_kernel, (x_prev, x_0, kept), data, index, rows, guidance, bound, learned)
