@@ -121,6 +121,7 @@ class AdamW(torch.optim.AdamW):
             self.average.steps = self._parts.steps[0]
         return self._parts
 
+    @torch.compiler.disable  # there is nothing to compile in one op, and torch 2.11 cannot trace what is set here
     def _update(self, parts: Parts, grads: list[Tensor | None]) -> None:
         parts.renew()
         params = parts.params
