@@ -296,3 +296,8 @@ def loss_arguments(prediction_type, weight=None, num_timesteps=1000):
     """Which of x_0, x_t and weight go together."""
     weights = {"table": torch.linspace(0.5, 2.0, num_timesteps)}
     return {"prediction_type": prediction_type, "weight": weights.get(weight, weight)}
+
+
+def far(one, true):
+    """The largest error of one that counts as true, relative to its largest number, or to 1."""
+    return float((one.double() - true).abs().max() / true.abs().max().clamp(min=1))

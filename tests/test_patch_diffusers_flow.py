@@ -10,8 +10,9 @@ pytest.importorskip("scipy")  # for beta sigmas
 
 import diffusers
 import numpy as np
+from helpers import far
 from odd_calls import GENERATORS, ODD_NOISINGS, ODD_STEPS, Reads
-from sigma_loops import OUT, X, Z, agree, far, outcome, output_of
+from sigma_loops import OUT, X, Z, agree, outcome, output_of
 
 import fastddpm
 from fastddpm.integrations import diffusers as ours

@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+from helpers import far
 from sampling_loops import every, scheduler
 
 pytest.importorskip("diffusers")
@@ -25,7 +26,6 @@ from sigma_loops import (
     Z,
     agree,
     agree_in_all,
-    far,
     outcome,
     output_of,
     pair,

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from helpers import far
 from odd_calls import GENERATORS, ODD_NOISINGS, ODD_STEPS, Reads
 from sampling_loops import every
 
@@ -25,7 +26,6 @@ from sigma_loops import (
     Z,
     agree,
     agree_in_all,
-    far,
     outcome,
     output_of,
     pair,

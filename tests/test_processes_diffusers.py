@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from helpers import far
 from sampling_loops import model, scheduler
-from sigma_loops import far
 
 pytest.importorskip("diffusers")
 

@@ -3,8 +3,7 @@
 import k_diffusion_peer
 import pytest
 import torch
-from helpers import leaf, values, wide
-from sigma_loops import far
+from helpers import far, leaf, values, wide
 
 from fastddpm import EDM, GaussianDiffusion, mse_loss, q_sample, samplers
 
