@@ -2,7 +2,8 @@
 # rehearse.sh DIR: the stages of gpu.sh in an environment like that of the machine they are for, and without a network.
 #
 # DIR is that environment, or is made one (which takes a network): its torch and triton, no diffusers, mypy or ruff. The tree
-# is copied, so that its own installation stays. ROWS=... keeps the stages' files.
+# is copied, so that its own installation stays. ROWS=... keeps the stages' files. An environment with diffusers is rehearsed
+# likewise; its wheel alone does not import, it wants huggingface_hub's and those of what that imports beside it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 DIR=${1:?rehearse.sh needs the folder of an environment} COPY=$(mktemp -d)
