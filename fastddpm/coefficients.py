@@ -173,19 +173,12 @@ def vlb_rows(
         check_one_of("variance_type", variance_type, VARIANCE_TYPES)
         check_one_of("first_variance", first_variance, FIRST_VARIANCES)
     _check_weight(schedule, weight)
-    options = (prediction_type, variance_type, clip_denoised, first_variance, weight)
-    return schedule.table(_vlb, device, dtype, *options, dtype)
+    return schedule.table(_vlb, device, dtype, prediction_type, variance_type, clip_denoised, first_variance, weight)
 
 
 def _vlb(
-    schedule: NoiseSchedule,
-    prediction_type: str,
-    variance_type: str,
-    clip: bool,
-    first_variance: str,
-    weight: str | None,
-    dtype: torch.dtype,
-) -> Tensor:
+    schedule: NoiseSchedule, prediction_type: str, variance_type: str, clip: bool, first_variance: str, weight: str | None
+) -> VlbRow:
     one, zero = torch.ones_like(schedule.betas), torch.zeros_like(schedule.betas)
     a, s = schedule.levels
     p_x, p_o = x_0_columns(schedule, prediction_type)
@@ -194,7 +187,7 @@ def _vlb(
     mean_x_0, mean_x_t = schedule.posterior_mean_x_0, schedule.posterior_mean_x_t
     direct = prediction_type == "previous"
     p, q, r = target_columns(schedule, "previous_from_x_t" if direct else prediction_type, a, s)
-    row = VlbRow(
+    return VlbRow(
         a=a,
         s=s,
         p_x=p_x,
@@ -212,7 +205,6 @@ def _vlb(
         r=r,
         w=_weights(schedule, prediction_type, weight, a, s),
     )
-    return pack(row, dtype)
 
 
 def _check_weight(process: Process, weight: str | None) -> None:

@@ -12,6 +12,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .checks import describe
+from .rows import pack
 
 
 @contextmanager
@@ -36,8 +37,8 @@ class Tables:
         self._made: dict[tuple, Tensor] = {}
         self._views: dict[torch.device, tuple[Tensor, ...]] = {}
 
-    def table(self, make: Callable[..., Tensor], device: torch.device, dtype: torch.dtype, *case: Any) -> Tensor:
-        """`make(self, *case)` as a tensor of a dtype on a device. Nobody may write into it."""
+    def table(self, make: Callable[..., Any], device: torch.device, dtype: torch.dtype, *case: Any) -> Tensor:
+        """`make(self, *case)`, a tensor or a row of columns, as a tensor of a dtype on a device. Nobody may write into it."""
         if torch.compiler.is_dynamo_compiling():
             return self._constant(self._digest, make, device, dtype, *case)[0]
         table = self._made.get((make, case, device, dtype))
@@ -54,12 +55,14 @@ class Tables:
         table.__dict__["_dynamo_static_indices"] = set(range(table.dim()))
         return (table,)
 
-    def _found(self, make: Callable[..., Tensor], device: torch.device, dtype: torch.dtype, *case: Any) -> Tensor:
+    def _found(self, make: Callable[..., Any], device: torch.device, dtype: torch.dtype, *case: Any) -> Tensor:
         key = (make, case, device, dtype)
         table = self._made.get(key)
         if table is None:
             with real_tensors():
-                table = self._made[key] = make(self, *case).to(dtype=dtype, copy=True).to(device)
+                made = make(self, *case)
+                made = made.to(dtype=dtype, copy=True) if isinstance(made, Tensor) else pack(made, dtype)
+                table = self._made[key] = made.to(device)
         return table
 
     def step_at(self, timestep: float) -> int:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_one_of, describe
-from ..rows import StepRow, pack
+from ..rows import StepRow
 from ..schedule import VARIANCE_TYPES
 from ..tables import Tables
 
@@ -99,7 +99,7 @@ class StepRows(Tables):
 
     def on(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """The table that the kernels read, on a device, uploaded once."""
-        return self.table(_packed, device, dtype, dtype)
+        return self.table(_columns, device, dtype)
 
 
 def _column(name: str, values: Tensor | float, steps: int) -> Tensor:
@@ -111,5 +111,5 @@ def _column(name: str, values: Tensor | float, steps: int) -> Tensor:
     return column.expand(steps).clone()
 
 
-def _packed(rows: StepRows, dtype: torch.dtype) -> Tensor:
-    return pack(rows.columns, dtype)
+def _columns(rows: StepRows) -> StepRow:
+    return rows.columns

@@ -213,7 +213,7 @@ def reverse_step(
     most = _PER_THREAD[learned] // (2 if learned and uncond_output is not None else 1)
     tiles = tiles_of(x_t, noise, learned=learned, most=most)
     as_x_lies = x_t.is_contiguous(memory_format=tiles.layout)  # asked once: three results are like x
-    empty = torch.empty_like if as_x_lies else partial(torch.empty_like, memory_format=tiles.layout)
+    empty = torch.empty_like if as_x_lies else partial(result, layout=tiles.layout)
     x_prev, x_0, kept = empty(x_t), empty(x_t) if return_x_0 else None, empty(x_t) if return_kept else None
     earlier = (*history, None, None, None)[:3] if history else (None, None, None)
     data = (model_output, uncond_output, x_t, *earlier, noise)
