@@ -8,6 +8,7 @@ A loss `with_grad` comes with its gradient for an upstream gradient of one; with
 
 An optimizer's tensors come in parts of `counts`, each with a row of float64 `rows [parts, 8]` and the number of its steps in
 float32 `steps [1 + parts]`, behind that of the average's. A gradient of `[0]` is none: only that weight's average moves.
+`total_norm` is the norm of all its tensors (one or more) together, float64.
 
 The CPU key is served by the C++ extension where it is built, the CUDA key (NVIDIA and ROCm) by Triton. Everything else runs
 `reference`.
@@ -68,6 +69,8 @@ adamw_ = _define(
     " int[] counts, Tensor rows, Tensor(f!) steps, Tensor? grad_scale, Tensor? found_inf, float? max_grad_norm, float decay,"
     " int update_after, bool warmup, bool zero_grads) -> Tensor norm",
 )
+
+total_norm = _define("total_norm", "(Tensor[] tensors) -> Tensor")
 
 _extension.load()  # registers the C++ kernels under the CPU key, over the schemas above
 _triton.load()  # registers the Triton kernels under the CUDA key
@@ -166,3 +169,8 @@ def _(grad_x_prev, grad_x_0, model_output, x_t, noise, index, rows, uncond=None,
 @_fake(adamw_)
 def _(params, grads, exp_avgs, exp_avg_sqs, averages, counts, rows, steps, grad_scale, found_inf, max_grad_norm, *rest):
     return steps.new_empty(() if max_grad_norm is not None else 0)
+
+
+@_fake(total_norm)
+def _(tensors):
+    return torch.empty((), dtype=torch.float64, device=tensors[0].device)

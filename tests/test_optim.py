@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from helpers import same_bits, values
+from helpers import same_bits, threads, values
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.testing._internal.two_tensor import TwoTensor
 
@@ -104,6 +104,24 @@ def test_no_order_of_threads_shows():
     finally:
         torch.set_num_threads(before)
     assert all(same_bits(x, y) for others in results[1:] for x, y in zip(results[0], others, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_the_norm_of_all_tensors(dtype):
+    """Of any layout: sums of squares in float64, in one order on any number of threads."""
+    torch.manual_seed(6)
+    big = torch.randn(3, 5, 160, 170).to(dtype)
+    tensors = [big, big[:, :0], big.mT, big[:, ::2], big[0, 0, 0, 0], big[:1, :1, :1, :3].expand(4, 2, 7, 3)]
+    for these in (tensors, tensors[4:], tensors[1:2]):
+        exact = math.sqrt(sum(float(x.double().square().sum()) for x in these))
+        assert ops.total_norm(these).dtype is torch.float64
+        for given in (ops, reference):
+            assert float(given.total_norm(these)) == pytest.approx(exact, rel=1e-12)
+    norms = []
+    for count in (1, 2, 3):
+        with threads(count):
+            norms.append(ops.total_norm(tensors))
+    assert same_bits(norms[0], norms[1]) and same_bits(norms[0], norms[2])
 
 
 def test_a_norm_beyond_float32s_square():

@@ -141,6 +141,7 @@ def test_opcheck_adamw(dtype):
     for last, average in ((None, averages), (1.0, [])):
         options = (torch.ones(()), torch.zeros(()), last, 0.9, 0, False, last is None)
         check(ops.adamw_, params, grads, moments, squares, average, [1, 2], rows, torch.zeros(3), *options)
+    check(ops.total_norm, [*params, *moments])
 
 
 def test_opcheck_empty_batch():

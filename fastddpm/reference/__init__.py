@@ -4,7 +4,7 @@ Its files bear the names of the kernels', whose twins they are, line for line. I
 (indices in range on the CPU).
 """
 
-from .adamw import adamw_
+from .adamw import adamw_, total_norm
 from .keys import advance_, copy_key, fill_key_, randn_, timesteps
 from .mse import mse_loss, mse_loss_backward, scale_grad_
 from .noising import noising, noising_uniform

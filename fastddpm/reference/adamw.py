@@ -21,7 +21,7 @@ def adamw_(
     factor = factor if grad_scale is None else factor / grad_scale.double().reshape(())
     norm = steps.new_empty(0)
     if max_grad_norm is not None:
-        length = _norm(grads, factor) * factor
+        length = total_norm(grads) * factor
         factor, norm = factor * (max_grad_norm / (length + 1e-6)).clamp(max=1), length.to(steps.dtype)
     taken = None if found_inf is None else found_inf.reshape(()) == 0
     _commit([steps], [steps + 1], taken)
@@ -38,9 +38,12 @@ def adamw_(
     return norm
 
 
-def _norm(grads: list[Tensor], like: Tensor) -> Tensor:
-    norms = [torch.linalg.vector_norm(g, dtype=like.dtype) for g in grads if g.numel()]
-    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros_like(like)
+def total_norm(tensors) -> Tensor:
+    """Of all tensors together, in float64."""
+    some = [x for x in tensors if x.numel()]
+    if not some:
+        return torch.zeros((), dtype=torch.float64, device=tensors[0].device)
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(some, 2, dtype=torch.float64)))
 
 
 def _update(params, grads, exp_avgs, exp_avg_sqs, k: AdamWRow, n: Tensor, factor: Tensor, taken: Tensor | None) -> None:

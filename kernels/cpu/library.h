@@ -181,4 +181,5 @@ STABLE_TORCH_LIBRARY_IMPL(fastddpm, CPU, m) {
   m.impl("reverse_step", TORCH_BOX(&fastddpm::reverse_step));
   m.impl("reverse_step_backward", TORCH_BOX(&fastddpm::reverse_step_backward));
   m.impl("adamw_", TORCH_BOX(&fastddpm::adamw_));
+  m.impl("total_norm", TORCH_BOX(&fastddpm::total_norm));
 }

@@ -14,48 +14,59 @@ struct AdamWTensors {
   Tensors grads;
 };
 
-// Of its shape and strides. (Two contiguous ones of as many elements are taken for it: autograd sees to a gradient's shape, and
-// to ask for every size and stride cost 104 weights some 50 us.)
-bool lies_like(const Tensor& x, const Tensor& first) {
-  bool same = x.is_cpu() && x.dim() == first.dim();
-  if (same && x.numel() == first.numel() && x.is_contiguous() && first.is_contiguous()) return true;
-  for (int64_t d = 0; same && d < first.dim(); ++d)
-    same = x.size(d) == first.size(d) && (x.size(d) == 1 || x.stride(d) == first.stride(d));
-  return same;
-}
+// How a param lies. What is asked of it for each of its tensors is asked once: each question is a call into libtorch.
+struct Place {
+  const Tensor& param;
+  const int64_t numel = param.numel();
+  const bool contiguous = param.is_contiguous();
 
-char* memory_of(const char* name, const Tensor& x, const Tensor& param, ScalarType dtype) {
-  if (x.scalar_type() != dtype || !lies_like(x, param))
-    refuse(name, std::string("a tensor like its param (") + text(param) + "), of " + name_of(dtype) + " and its strides", text(x));
+  // Whether x has its shape and strides. (Two contiguous ones of as many elements are taken for alike: autograd sees to a
+  // gradient's shape, and to ask for every size and stride cost 104 weights some 50 us.)
+  bool holds(const Tensor& x) const {
+    if (!x.is_cpu() || x.numel() != numel) return false;
+    if (contiguous && x.is_contiguous()) return true;
+    bool same = x.dim() == param.dim();
+    for (int64_t d = 0; same && d < param.dim(); ++d)
+      same = x.size(d) == param.size(d) && (x.size(d) == 1 || x.stride(d) == param.stride(d));
+    return same;
+  }
+};
+
+char* memory_of(const char* name, const Tensor& x, const Place& place, ScalarType dtype) {
+  if (x.scalar_type() != dtype || !place.holds(x))
+    refuse(name, std::string("a tensor like its param (") + text(place.param) + "), of " + name_of(dtype) + " and its strides", text(x));
   return static_cast<char*>(x.data_ptr());
 }
 
-// The gradient as its param lies: autograd nearly always has it so.
-const Tensor& laid_out(Tensor& grad, const Tensor& param) {
-  bool same = grad.scalar_type() == param.scalar_type() && grad.dim() == param.dim();
-  for (int64_t d = 0; same && d < param.dim(); ++d) same = grad.size(d) == param.size(d);
-  if (!same || lies_like(grad, param)) return grad;  // another one is refused
+// Lays a gradient as its param lies: autograd nearly always has it so.
+void lay_out(Tensor& grad, const Place& place) {
+  const Tensor& param = place.param;
+  if (place.holds(grad) || grad.scalar_type() != param.scalar_type() || grad.dim() != param.dim()) return;
+  for (int64_t d = 0; d < param.dim(); ++d)
+    if (grad.size(d) != param.size(d)) return;  // refused
   Tensor copy = fresh_like(param);
   torch::stable::copy_(copy, grad);
-  return grad = copy;
+  grad = copy;
 }
 
 // A weight whose grad is [0] has none: only its average moves.
 Weight bind_weight(AdamWTensors& all, size_t i, int64_t first, int64_t part) {
-  const Tensor& param = all.params[i];
+  const Place place{all.params[i]};
+  const Tensor& param = place.param;
   Weight w{};
   w.dtype = dtype_of({"params", nullptr, &param});
   w.wide = w.dtype == Dtype::kFloat64;
-  w.first = first, w.numel = param.numel(), w.part = part;
-  if (!param.is_cpu() || !is_dense(param)) refuse("params", "tensors on the CPU without gaps", text(param));
+  w.first = first, w.numel = place.numel, w.part = part;
+  if (!param.is_cpu() || !(place.contiguous || is_dense(param))) refuse("params", "tensors on the CPU without gaps", text(param));
   const ScalarType own = param.scalar_type(), wide = w.wide ? ScalarType::Double : ScalarType::Float;
   w.param = static_cast<char*>(param.data_ptr());
   if (all.grads[i].numel()) {
-    w.grad = memory_of("grads", laid_out(all.grads[i], param), param, own);
-    w.exp_avg = memory_of("exp_avgs", all.exp_avgs[i], param, wide);
-    w.exp_avg_sq = memory_of("exp_avg_sqs", all.exp_avg_sqs[i], param, wide);
+    lay_out(all.grads[i], place);
+    w.grad = memory_of("grads", all.grads[i], place, own);
+    w.exp_avg = memory_of("exp_avgs", all.exp_avgs[i], place, wide);
+    w.exp_avg_sq = memory_of("exp_avg_sqs", all.exp_avg_sqs[i], place, wide);
   }
-  if (!all.averages.empty()) w.average = memory_of("averages", all.averages[i], param, wide);
+  if (!all.averages.empty()) w.average = memory_of("averages", all.averages[i], place, wide);
   return w;
 }
 
@@ -163,6 +174,33 @@ Tensor adamw_(const Tensors params, const Tensors grads, const Tensors exp_avgs,
   for (int64_t i = 0; i < parts; ++i) sizes.push_back(step_size(row[i], ++n[1 + i], factor));
   args.steps = sizes.data();
   run_pieces(kernels->adamw, args);
+  return norm;
+}
+
+// Of tensors, whose squares are added up as they lie.
+Tensor total_norm(Tensors tensors) {
+  std::vector<Weight> weights;
+  weights.reserve(tensors.size());
+  int64_t first = 0;
+  for (Tensor& x : tensors) {
+    if (!x.is_cpu()) refuse("tensors", "tensors on the CPU", text(x));
+    if (!is_dense(x)) {
+      Tensor copy = fresh_like(x);
+      torch::stable::copy_(copy, x);
+      x = copy;
+    }
+    Weight w{};
+    w.dtype = dtype_of({"tensors", nullptr, &x});
+    w.wide = w.dtype == Dtype::kFloat64;
+    w.grad = static_cast<char*>(x.data_ptr());
+    w.first = first, w.numel = x.numel();
+    if (w.numel) weights.push_back(w);
+    first += w.numel;
+  }
+  AdamWArgs args;
+  args.weights = weights.data(), args.count = int64_t(weights.size());
+  Tensor norm = empty(nullptr, nullptr, 0, aoti_torch_dtype_float64());
+  store(norm, 0, weights.empty() ? 0.0 : norm_of(args));
   return norm;
 }
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ... import ops
 from ...averaging import ema_update_
 from ..patch import MARK, Method, Peer, original
 from ..update import TakenOver, Update, taken, update
@@ -31,11 +32,10 @@ def _update_ema(self: Any) -> None:
 def _compute_norms(self: Any, grad_scale: float = 1.0) -> tuple[Any, Any]:
     params = self.master_params
     grads = [p.grad for p in params if p.grad is not None]
-    if not _together([*params, *grads]):
+    if not grads or not _together([*params, *grads]):
         return original(self, _compute_norms, APART)(grad_scale)
-    squares = _squared_norms([*params, *grads])
-    of_params, of_grads = torch.stack((squares[: len(params)].sum(), squares[len(params) :].sum())).tolist()
-    return np.sqrt(of_grads) / grad_scale, np.sqrt(of_params)
+    of_params, of_grads = _total_norms(params, grads)
+    return of_grads / grad_scale, of_params
 
 
 # ---- improved-diffusion ----
@@ -55,7 +55,7 @@ def _log_grad_norm(self: Any) -> None:
     grads = [p.grad for p in self.master_params]
     if any(grad is None for grad in grads) or not _together(grads):
         return original(self, _log_grad_norm, APART)()
-    norm = np.sqrt(_squared_norms(grads).sum().item())
+    (norm,) = _total_norms(grads)
     type(self)._log_grad_norm.__globals__["logger"].logkv_mean("grad_norm", norm)
 
 
@@ -94,7 +94,8 @@ def _together(tensors: Sequence[Tensor]) -> bool:
     """Of one device, and of float32, which theirs sums up in; and enough of them."""
     if len(tensors) < FEW and all(x.is_cpu for x in tensors):
         return False
-    return len({x.device for x in tensors}) == 1 and all(x.dtype is torch.float32 and not x.is_sparse for x in tensors)
+    kinds = {x.dtype for x in tensors} | {x.layout for x in tensors}
+    return kinds == {torch.float32, torch.strided} and len({x.device for x in tensors}) == 1
 
 
 def _averages(self: Any, params: Sequence[Tensor]) -> bool:
@@ -107,9 +108,9 @@ def _alike(averages: Sequence[Tensor], params: Sequence[Tensor]) -> bool:
 
 
 @torch.no_grad()
-def _squared_norms(tensors: Sequence[Tensor]) -> Tensor:
-    """float64 `[N]`."""
-    return torch.stack(torch._foreach_norm([*tensors], 2)).double().square()
+def _total_norms(*lists: Sequence[Tensor]) -> np.ndarray:
+    """Of each list, by one host read."""
+    return torch.stack([ops.total_norm([*tensors]) for tensors in lists]).cpu().numpy()
 
 
 def _average(averages: Iterable[Sequence[Tensor]], params: Sequence[Tensor], rates: Iterable[float]) -> None:
