@@ -38,7 +38,7 @@ inline void difference(const T* out, const T* z, const T* x_0, const T* x_t, con
   if (z) {
     for (int64_t i = 0; i < n; ++i) d[i] = p * z[i];
   } else {
-    for (int64_t i = 0; i < n; ++i) d[i] = 0;
+    std::memset(d, 0, size_t(n) * sizeof(T));
   }
   if (x_0)
     for (int64_t i = 0; i < n; ++i) d[i] = fused(q, x_0[i], d[i]);

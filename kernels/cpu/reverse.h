@@ -119,6 +119,18 @@ template <class T> void reverse(const ReverseArgs& args, int64_t begin, int64_t 
   }
 }
 
+// grad_out' and grad_x, which lie apart: of so many tensors that GCC would not check it, and find no vectors.
+template <class T>
+inline void differentiate(const StepRow<T>& k, const Operands<T>& of, const T* g, const T* h, const T* m, int64_t n,
+                          T* __restrict grad_out, T* __restrict grad_x) {
+  for (int64_t i = 0; i < n; ++i) {
+    const T v = prediction(k, of, i);
+    const T through = v < -k.bound || v > k.bound ? T(0) : fused(k.c_0, m[i], k.k_0 * g[i] + h[i]);
+    grad_out[i] = fused(k.p_o, through, k.k_o * g[i]);
+    grad_x[i] = fused(k.p_x, through, fused(k.c_x, m[i], k.k_x * g[i]));
+  }
+}
+
 template <class T> void reverse_backward(const ReverseBackwardArgs& args, int64_t begin, int64_t end) {
   Buffer<T> g_buffer, h_buffer, m_buffer, out_buffer, x_buffer, v_buffer, z_buffer;
   Buffer<T> grad_out_buffer, grad_u_buffer, grad_x_buffer, grad_v_buffer;
@@ -136,12 +148,7 @@ template <class T> void reverse_backward(const ReverseBackwardArgs& args, int64_
     const Operands<T> of(k, chunk.fetch(args.x_t, x_buffer), out);
     T* grad_out = chunk.target(args.grad_model_output, grad_out_buffer);
     T* grad_x = chunk.target(args.grad_x_t, grad_x_buffer);
-    for (int64_t i = 0; i < chunk.count; ++i) {
-      const T v = prediction(k, of, i);
-      const T through = v < -k.bound || v > k.bound ? T(0) : fused(k.c_0, m[i], k.k_0 * g[i] + h[i]);
-      grad_out[i] = fused(k.p_o, through, k.k_o * g[i]);
-      grad_x[i] = fused(k.p_x, through, fused(k.c_x, m[i], k.k_x * g[i]));
-    }
+    differentiate(k, of, g, h, m, chunk.count, grad_out, grad_x);
     chunk.commit(args.grad_x_t, grad_x, grad_x_buffer);
     if (T* grad_u = chunk.target(args.grad_uncond, grad_u_buffer)) {
       for (int64_t i = 0; i < chunk.count; ++i) {
@@ -151,7 +158,7 @@ template <class T> void reverse_backward(const ReverseBackwardArgs& args, int64_
       chunk.commit(args.grad_uncond, grad_u, grad_u_buffer);
     }
     if (T* rest = chunk.target(args.grad_uncond_variance, v_buffer)) {
-      for (int64_t i = 0; i < chunk.count; ++i) rest[i] = 0;
+      std::memset(rest, 0, size_t(chunk.count) * sizeof(T));
       chunk.commit(args.grad_uncond_variance, rest, v_buffer);
     }
     if (T* grad_v = chunk.target(args.grad_variance, grad_v_buffer)) {

@@ -42,18 +42,24 @@ template <class T> struct Prediction {
   T by_output(const VlbRow<T>& row) const { return clamped ? row.e_o : row.e_o - row.c * row.p_o; }  // d diff / d out
 };
 
-template <class T, bool kLearned, bool kByOut, bool kByV> inline void kl(const VlbRow<T>& given, const VlbChunk<T>& c, int64_t n) {
+// The results apart from c, since they are known to lie apart: GCC checks at most 10 pairs of pointers, and else has no vectors.
+template <class T, bool kLearned, bool kByOut, bool kByV>
+inline void kl(const VlbRow<T>& given, const VlbChunk<T>& c, int64_t n, T* __restrict nats, T* __restrict by_out, T* __restrict by_v) {
   const VlbRow<T> row = given;
   const Exponential<T> fixed = exponential(-row.v_0);
-  const T half = T(0.5), half_v = half * row.v_1 * c.scale;
+  const T scale = c.scale, half = T(0.5), half_v = half * row.v_1 * scale;
   for (int64_t i = 0; i < n; ++i) {
     const Prediction<T> p(row, c.x_0[i], c.x_t[i], c.out[i]);
     const Exponential<T> e = kLearned ? exponential(-fused(row.v_1, c.v[i], row.v_0)) : fixed;
     const T slope = row.precision * p.diff * e.value, squares = slope * p.diff;
-    c.nats[i] = half * (e.excess + squares);
-    if constexpr (kByOut) c.by_out[i] = c.scale * slope * p.by_output(row);
-    if constexpr (kByV) c.by_v[i] = half_v * (-e.minus_one - squares);
+    nats[i] = half * (e.excess + squares);
+    if constexpr (kByOut) by_out[i] = scale * slope * p.by_output(row);
+    if constexpr (kByV) by_v[i] = half_v * (-e.minus_one - squares);
   }
+}
+
+template <class T, bool kLearned, bool kByOut, bool kByV> inline void kl(const VlbRow<T>& row, const VlbChunk<T>& c, int64_t n) {
+  kl<T, kLearned, kByOut, kByV>(row, c, n, c.nats, c.by_out, c.by_v);
 }
 
 // In two loops, with all that is made in buffers: else a compiler finds no vectors here.
@@ -98,13 +104,12 @@ template <class T> inline void term(bool first, const VlbRow<T>& row, const VlbC
 // x_t as q_sample made it: rounded to the dtype that it has in memory.
 template <class T> inline void make_x_t(const T* x_0, const T* z, T a, T s, Dtype dtype, int64_t n, T* x_t) {
   for (int64_t i = 0; i < n; ++i) x_t[i] = fused(a, x_0[i], s * z[i]);
-  if (dtype == Dtype::kBFloat16) {
-    for (int64_t i = 0; i < n; ++i) x_t[i] = T(widen_bfloat16(narrow_bfloat16(float(x_t[i]))));
-  } else if (dtype == Dtype::kFloat16) {
-    for (int64_t i = 0; i < n; ++i) x_t[i] = T(widen_float16(narrow_float16(float(x_t[i]))));
-  } else if (sizeof(T) == 8 && dtype == Dtype::kFloat32) {
-    for (int64_t i = 0; i < n; ++i) x_t[i] = T(float(x_t[i]));
-  }
+  if (dtype == Chunk::native<T>()) return;
+  alignas(64) char memory[kChunk * sizeof(T)];
+  View rounded;
+  rounded.data = memory, rounded.dtype = dtype;
+  write(rounded, 0, 1, n, x_t);
+  read(rounded, 0, 1, n, x_t);
 }
 
 template <class T> void vlb(const VlbArgs& args, int64_t begin, int64_t end) {
