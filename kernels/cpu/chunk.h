@@ -158,12 +158,23 @@ struct Chunk {
       for (int c = 0; c < C; ++c) z[i * C + c] = from[c][i];
   }
 
+  // Of many channels a tile has a run too short for a step of its own: the blocks of all runs, end to end, share the steps.
   void many_channels(const Philox& philox, float* z) const {
-    Buffer<float> buffer;
-    const int64_t channels = plan.channels, length = count / channels;
+    const int64_t channels = plan.channels, length = count / channels, position = first / channels;
+    uint64_t blocks[kChunk / 4 + 2 * kMaxChannels + kStep / 4];
+    alignas(64) float normals[kChunk + 8 * kMaxChannels + kStep];
+    int64_t total = 0;
     for (int64_t c = 0; c < channels; ++c) {
-      const float* from = channel_normals(philox, c, buffer.values);
-      for (int64_t i = 0; i < length; ++i) z[i * channels + c] = from[i];
+      const int64_t element = c * plan.inner + position;
+      for (int64_t block = element / 4; 4 * block < element + length; ++block) blocks[total++] = uint64_t(block);
+    }
+    std::memset(blocks + total, 0, sizeof(uint64_t) * kStep / 4);  // the last step reads on
+    block_normals(philox, blocks, total, normals);
+    const float* from = normals;
+    for (int64_t c = 0; c < channels; ++c) {
+      const int64_t skip = (c * plan.inner + position) % 4;
+      for (int64_t i = 0; i < length; ++i) z[i * channels + c] = from[skip + i];
+      from += (skip + length + 3) / 4 * 4;
     }
   }
 };

@@ -24,6 +24,16 @@ struct Counters {
   Words c0[kTogether], c1[kTogether], c2[kTogether], c3[kTogether];
 };
 
+// Numbers to a vector's lanes.
+FASTDDPM_INLINE Words in_lanes(const uint64_t* numbers) {
+  uint64_t lane[kBlocks], laid[kBlocks];
+  Words order = block_lanes();
+  std::memcpy(lane, &order, sizeof(lane));
+  for (int b = 0; b < kBlocks; ++b) laid[b] = numbers[lane[b]];
+  std::memcpy(&order, laid, sizeof(laid));
+  return order;
+}
+
 // The ten rounds for one sample, with what does not change from block to block folded away: counter words 2 and 3 are the
 // subsequence's and block_hi is 0 (a sample has at most 2^34 elements here), so that one product of round 1 and one of
 // round 2 are constants.
@@ -42,12 +52,21 @@ struct Philox {
 
   // The words of kTogether x kBlocks blocks from `block` on.
   FASTDDPM_INLINE void operator()(uint64_t block, Counters& c) const {
+    rounds([&](int g) { return add64(words(block), add64(block_lanes(), words(uint64_t(g * kBlocks)))); }, c);
+  }
+
+  // The words of so many blocks of any numbers.
+  FASTDDPM_INLINE void of_blocks(const uint64_t* blocks, Counters& c) const {
+    rounds([&](int g) { return in_lanes(blocks + g * kBlocks); }, c);
+  }
+
+  // counter(g): the blocks' numbers of vector g
+  template <class F> FASTDDPM_INLINE void rounds(F counter, Counters& c) const {
     const uint64_t p1 = kMultiply1 * subsequence[0];
     const uint64_t c0 = (p1 >> 32) ^ round_key[0][0];
     const uint64_t p0 = kMultiply0 * c0;  // round 2's
     each([&](int g) {
-      const Words counter = add64(words(block), add64(block_lanes(), words(uint64_t(g * kBlocks))));
-      const Words first = multiply(words(kMultiply0), counter);
+      const Words first = multiply(words(kMultiply0), counter(g));
       const Words c2 = exclusive_or(words(subsequence[1]), words(round_key[0][1]), high(first));
       const Words second = multiply(words(kMultiply1), c2);
       c.c0[g] = exclusive_or(words(uint32_t(p1)), words(round_key[1][0]), high(second));
@@ -121,6 +140,15 @@ FASTDDPM_INLINE void box_muller(const Counters& w, float* z) {
   each([&](int g) { packed[g] = pack(w.c1[g], w.c3[g]); });
   cos_sin(packed, cos, sin);
   each([&](int g) { store_interleaved(z + g * 4 * kBlocks, multiply(r[g], cos[g]), multiply(r[g], sin[g])); });
+}
+
+// The normals of blocks of any numbers, `count` of them; whole steps are read and written.
+inline void block_normals(const Philox& philox, const uint64_t* blocks, int64_t count, float* z) {
+  Counters w;
+  for (int64_t i = 0; i < count; i += kStep / 4) {
+    philox.of_blocks(blocks + i, w);
+    box_muller(w, z + 4 * i);
+  }
 }
 
 // The normals of the blocks from first_block on, count of them, into z. Whole steps are written: z has room for kSlack more.
