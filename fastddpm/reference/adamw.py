@@ -42,7 +42,7 @@ def total_norm(tensors) -> Tensor:
     """Of all tensors together, in float64."""
     some = [x for x in tensors if x.numel()]
     if not some:
-        return torch.zeros((), dtype=torch.float64, device=tensors[0].device)
+        return torch.zeros((), dtype=torch.float64, device=tensors[0].device if tensors else "cpu")
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(some, 2, dtype=torch.float64)))
 
 

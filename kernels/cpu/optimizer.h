@@ -15,7 +15,7 @@ struct AdamWTensors {
 };
 
 // How a param lies. What is asked of it for each of its tensors is asked once: each question is a call into libtorch.
-struct Place {
+struct Placement {
   const Tensor& param;
   const int64_t numel = param.numel();
   const bool contiguous = param.is_contiguous();
@@ -32,14 +32,14 @@ struct Place {
   }
 };
 
-char* memory_of(const char* name, const Tensor& x, const Place& place, ScalarType dtype) {
+char* memory_of(const char* name, const Tensor& x, const Placement& place, ScalarType dtype) {
   if (x.scalar_type() != dtype || !place.holds(x))
     refuse(name, std::string("a tensor like its param (") + text(place.param) + "), of " + name_of(dtype) + " and its strides", text(x));
   return static_cast<char*>(x.data_ptr());
 }
 
 // Lays a gradient as its param lies: autograd nearly always has it so.
-void lay_out(Tensor& grad, const Place& place) {
+void lay_out(Tensor& grad, const Placement& place) {
   const Tensor& param = place.param;
   if (place.holds(grad) || grad.scalar_type() != param.scalar_type() || grad.dim() != param.dim()) return;
   for (int64_t d = 0; d < param.dim(); ++d)
@@ -51,7 +51,7 @@ void lay_out(Tensor& grad, const Place& place) {
 
 // A weight whose grad is [0] has none: only its average moves.
 Weight bind_weight(AdamWTensors& all, size_t i, int64_t first, int64_t part) {
-  const Place place{all.params[i]};
+  const Placement place{all.params[i]};
   const Tensor& param = place.param;
   Weight w{};
   w.dtype = dtype_of({"params", nullptr, &param});

@@ -105,7 +105,7 @@ template <class T> inline void term(bool first, const VlbRow<T>& row, const VlbC
 template <class T> inline void make_x_t(const T* x_0, const T* z, T a, T s, Dtype dtype, int64_t n, T* x_t) {
   for (int64_t i = 0; i < n; ++i) x_t[i] = fused(a, x_0[i], s * z[i]);
   if (dtype == Chunk::native<T>()) return;
-  alignas(64) char memory[kChunk * sizeof(T)];
+  alignas(64) char memory[kChunk * sizeof(double)];
   View rounded;
   rounded.data = memory, rounded.dtype = dtype;
   write(rounded, 0, 1, n, x_t);
