@@ -107,11 +107,22 @@ inline Tensor step_rows(bool wide) {
               wide);
 }
 
+// The bits of a number. A NaN's sign is dropped: what 0 / 0 has there is each architecture's own.
+inline uint64_t bits_of(ScalarType dtype, const char* at) {
+  const int64_t size = torch::stable::size_of(dtype);
+  const int mantissa = dtype == ScalarType::Double ? 52 : dtype == ScalarType::Float ? 23 : dtype == ScalarType::Half ? 10 : 7;
+  const uint64_t sign = uint64_t(1) << (8 * size - 1), infinity = (sign - 1) >> mantissa << mantissa;
+  uint64_t bits = 0;
+  std::memcpy(&bits, at, size_t(size));
+  return dtype != ScalarType::Long && (bits & ~sign) > infinity ? bits & ~sign : bits;
+}
+
 // FNV-1a of a tensor's numbers in logical order.
 inline uint64_t hash(const Tensor& x) {
   uint64_t h = 0xCBF29CE484222325u;
   each_element(x, [&](int64_t, const char* at) {
-    for (int64_t i = 0; i < torch::stable::size_of(x.scalar_type()); ++i) h = (h ^ uint8_t(at[i])) * 0x100000001B3u;
+    const uint64_t bits = bits_of(x.scalar_type(), at);
+    for (int64_t i = 0; i < torch::stable::size_of(x.scalar_type()); ++i) h = (h ^ uint8_t(bits >> 8 * i)) * 0x100000001B3u;
   });
   return h;
 }
