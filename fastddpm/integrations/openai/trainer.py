@@ -110,7 +110,7 @@ def _alike(averages: Sequence[Tensor], params: Sequence[Tensor]) -> bool:
 @torch.no_grad()
 def _total_norms(*lists: Sequence[Tensor]) -> np.ndarray:
     """Of each list, by one host read."""
-    return torch.stack([ops.total_norm([*tensors]) for tensors in lists]).cpu().numpy()
+    return np.array(torch.stack([ops.total_norm([*tensors]) for tensors in lists]).tolist())
 
 
 def _average(averages: Iterable[Sequence[Tensor]], params: Sequence[Tensor], rates: Iterable[float]) -> None:
