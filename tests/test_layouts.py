@@ -1,5 +1,5 @@
 """The same bits from every place in memory: each function on operands in every order, part of larger tensors, unaligned or
-expanded, its results small, in kept pages (from 8 MiB on) and written past the caches (from 32 MiB on)."""
+expanded, its results small, in kept pages (from 1 MiB on) and written past the caches (from 32 MiB on)."""
 
 import ctypes
 import itertools

@@ -118,7 +118,7 @@ def test_a_large_output_has_the_strides_of_its_input(memory_format):
 def result(mebibytes):
     """Of so many MiB, a multiple of the two that a page has, made of no noise."""
     rows = torch.ones(1, 2)
-    return ops.noising(torch.zeros(1, mebibytes << 18), None, torch.tensor(0), rows)
+    return ops.noising(torch.zeros(1, int(mebibytes * 2**18)), None, torch.tensor(0), rows)
 
 
 def kept():
@@ -137,7 +137,7 @@ def test_four_blocks_are_kept():
     """However many sizes come and go; what leaves the list leaves the process."""
     fd.empty_cache()
     before = resident()
-    for size in range(8, 48, 2):  # 540 MiB in all
+    for size in range(10, 48, 2):  # 532 MiB in all
         result(size)
     assert kept() == (4, 40 + 42 + 44 + 46)
     assert resident() - before < 270
@@ -148,10 +148,35 @@ def test_a_gibibyte_is_kept():
     fd.empty_cache()
     result(1024)
     assert kept() == (1, 1024)
-    result(8)
-    assert kept() == (1, 8), "the oldest makes room"
+    result(10)
+    assert kept() == (1, 10), "the oldest makes room"
     result(1026)
-    assert kept() == (1, 8), "a block beyond the limit is not kept, and takes no other's place"
+    assert kept() == (1, 10), "a block beyond the limit is not kept, and takes no other's place"
+
+
+@in_pages
+def test_small_blocks_take_no_large_ones_place():
+    """Sixteen and 64 MiB of them, of 8 MiB and less."""
+    fd.empty_cache()
+    result(64)
+    for size in (1, 2, 3, 4, 5, 6):
+        result(size)
+    assert kept() == (7, 64 + 21)
+    alive = [result(1) for _ in range(18)]
+    alive.clear()
+    assert kept() == (17, 64 + 16)
+    alive = [result(8) for _ in range(9)]
+    alive.clear()
+    assert kept() == (9, 64 + 64)
+    assert fd.empty_cache() == 128 << 20
+
+
+@in_pages
+def test_a_small_result_takes_no_more_than_it_is():
+    fd.empty_cache()
+    alive = [result(1.25) for _ in range(8)]
+    alive.clear()
+    assert kept() == (8, 10)
 
 
 @in_pages
@@ -192,7 +217,7 @@ def test_whether_blocks_are_kept_is_chosen_at_import(keep, blocks):
 def test_thresholds_are_returned_as_they_were():
     former = _extension.module.set_thresholds(1, 2)
     assert _extension.module.set_thresholds(*former) == (1, 2)
-    assert former == (8 << 20, 32 << 20)
+    assert former == (1 << 20, 32 << 20)
 
 
 @in_pages

@@ -2,9 +2,9 @@
 //
 // The system hands out fresh memory zeroed, page by page as it is first written, and that costs more than a kernel's
 // arithmetic and its traffic together (50 MB: 8 ms against 1.9 ms for writing it again). malloc gives blocks above 32 MiB back
-// at once, so every step of a training loop would pay it. Here a tensor's memory is kept when the tensor dies, at most
-// kMostBlocks blocks and kMostBytes bytes of it, marked MADV_FREE: the system takes the pages whenever it is short of memory,
-// and only then are they zeroed anew.
+// at once, and smaller ones where they come to lie at its heap's end, so every step of a loop would pay it. Here a tensor's
+// memory is kept when the tensor dies, a few blocks of it, the large ones marked MADV_FREE: the system takes their pages whenever
+// it is short of memory, and only then are they zeroed anew. To mark a small one takes as long as to fill it.
 //
 // A tensor on given memory needs a deleter, which libtorch's stable ABI has from 2.11 on: with 2.10, and outside Linux, outputs
 // come from torch's allocator.
@@ -32,15 +32,66 @@ namespace {
 #if defined(__linux__)
 
 constexpr size_t kPage = size_t(2) << 20;
-constexpr int kMostBlocks = 4;  // x_t, a gradient, and as many again of another shape
-constexpr size_t kMostBytes = size_t(1) << 30;
+constexpr size_t kSmallPage = size_t(64) << 10;  // Linux has none larger, beside its huge ones
+constexpr size_t kLarge = size_t(8) << 20;  // a larger block is of whole pages of 2 MiB
+
+constexpr int kSmallBlocks = 16, kLargeBlocks = 4;
+
+constexpr size_t rounded_up(size_t bytes, size_t to) { return (bytes + to - 1) / to * to; }
+
+struct Block {
+  void* data = nullptr;
+  size_t bytes = 0;
+  explicit operator bool() const { return data; }
+};
+
+// Blocks that wait for a tensor of their size, the newest last.
+class Waiting {
+ public:
+  Waiting(int most_blocks, size_t most_bytes) : most_blocks_(most_blocks), most_bytes_(most_bytes) {}
+  int count() const { return count_; }
+  size_t bytes() const { return bytes_; }
+  bool fits(size_t bytes) const { return bytes <= most_bytes_; }
+
+  Block find(size_t bytes) {
+    for (int i = count_ - 1; i >= 0; --i)
+      if (blocks_[i].bytes == bytes) return remove(i);
+    return {};
+  }
+  // Where there is no room for a block, takes the oldest off instead, to be tried again.
+  Block keep(const Block& block) {
+    if (count_ == most_blocks_ || bytes_ + block.bytes > most_bytes_) return remove(0);
+    blocks_[count_++] = block, bytes_ += block.bytes;
+    return {};
+  }
+  Block oldest() { return count_ ? remove(0) : Block{}; }
+
+ private:
+  Block remove(int at) {
+    const Block block = blocks_[at];
+    --count_, bytes_ -= block.bytes;
+    for (int i = at; i < count_; ++i) blocks_[i] = blocks_[i + 1];
+    return block;
+  }
+
+  const int most_blocks_;
+  const size_t most_bytes_;
+  Block blocks_[kSmallBlocks];
+  int count_ = 0;
+  size_t bytes_ = 0;
+};
 
 class Pages {
+  template <class F> auto locked(F f) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    return f();
+  }
+
  public:
-  // At least `bytes`, a multiple of kPage that is stored in `bytes`. Null when the system has none.
+  // At least `bytes`, whose number is stored in `bytes`. Null when the system has none.
   void* take(size_t& bytes) {
-    bytes = (bytes + kPage - 1) / kPage * kPage;
-    if (void* data = find(bytes)) return data;
+    bytes = rounded_up(bytes, bytes > kLarge ? kPage : kSmallPage);
+    if (const Block block = locked([&] { return of(bytes).find(bytes); })) return block.data;
     if (void* data = map(bytes)) return data;
     release();
     return map(bytes);
@@ -48,60 +99,31 @@ class Pages {
 
   // Keeps a block that no tensor lies in any more; the oldest make room for it.
   void give(void* data, size_t bytes) {
-    if (bytes > kMostBytes || madvise(data, bytes, MADV_FREE) != 0) return void(munmap(data, bytes));
-    while (const Block oldest = keep({data, bytes})) munmap(oldest.data, oldest.bytes);
+    const bool kept = of(bytes).fits(bytes) && (bytes <= kLarge || madvise(data, bytes, MADV_FREE) == 0);
+    if (!kept) return void(munmap(data, bytes));
+    while (const Block oldest = locked([&] { return of(bytes).keep({data, bytes}); })) munmap(oldest.data, oldest.bytes);
   }
 
   // Gives all blocks back to the system; returns their bytes.
   size_t release() {
     size_t bytes = 0;
-    while (const Block block = oldest()) munmap(block.data, block.bytes), bytes += block.bytes;
+    for (Waiting* list : {&small_, &large_})
+      while (const Block block = locked([&] { return list->oldest(); })) munmap(block.data, block.bytes), bytes += block.bytes;
     return bytes;
   }
 
   // How many blocks are kept, and their bytes.
   std::pair<int, size_t> kept() {
-    const std::lock_guard<std::mutex> lock(mutex);
-    return {count_, bytes_};
+    return locked([&] { return std::pair(small_.count() + large_.count(), small_.bytes() + large_.bytes()); });
   }
 
-  std::mutex mutex;  // held over the list alone, never over a system call
+  std::mutex mutex;  // held over the lists alone, never over a system call
 
  private:
-  struct Block {
-    void* data = nullptr;
-    size_t bytes = 0;
-    explicit operator bool() const { return data; }
-  };
+  Waiting& of(size_t bytes) { return bytes > kLarge ? large_ : small_; }
 
-  void* find(size_t bytes) {
-    const std::lock_guard<std::mutex> lock(mutex);
-    for (int i = count_ - 1; i >= 0; --i)
-      if (kept_[i].bytes == bytes) return remove(i).data;
-    return nullptr;
-  }
-
-  // Puts a block on the list. Where there is no room for it, takes the oldest off instead, to be tried again.
-  Block keep(const Block& block) {
-    const std::lock_guard<std::mutex> lock(mutex);
-    if (count_ == kMostBlocks || bytes_ + block.bytes > kMostBytes) return remove(0);
-    kept_[count_++] = block, bytes_ += block.bytes;
-    return {};
-  }
-
-  Block oldest() {
-    const std::lock_guard<std::mutex> lock(mutex);
-    return count_ ? remove(0) : Block{};
-  }
-
-  Block remove(int at) {
-    const Block block = kept_[at];
-    --count_, bytes_ -= block.bytes;
-    for (int i = at; i < count_; ++i) kept_[i] = kept_[i + 1];
-    return block;
-  }
-
-  // Mapped with a page to spare, of which the two ends that do not align are given back.
+  // Mapped with a page to spare, of which the two ends that do not align are given back. A small one's last pages, of no whole
+  // 2 MiB, are small ones.
   static void* map(size_t bytes) {
     void* mapped = mmap(nullptr, bytes + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (mapped == MAP_FAILED) return nullptr;
@@ -113,9 +135,8 @@ class Pages {
     return begin + before;
   }
 
-  Block kept_[kMostBlocks];  // the newest last
-  int count_ = 0;
-  size_t bytes_ = 0;
+  Waiting small_{kSmallBlocks, size_t(64) << 20};  // a step's results
+  Waiting large_{kLargeBlocks, size_t(1) << 30};  // x_t, a gradient, and as many again of another shape
 };
 
 // Never destroyed: tensors may outlive the module. A process forks with the list at rest, so that its child finds it unlocked.
