@@ -14,6 +14,7 @@ import fastddpm
 from fastddpm.integrations.draws import drawn_key
 from fastddpm.integrations.patch import MARK
 
+pytestmark = pytest.mark.usefixtures("few_are_many")
 theirs = lucidrains.module()
 
 OBJECTIVES = ("pred_noise", "pred_x0", "pred_v")

@@ -12,8 +12,10 @@ import torch
 
 import fastddpm
 from fastddpm import randn
-from fastddpm.integrations.draws import _draws_a_word_each, drawn_key, skip_randn_like
+from fastddpm.integrations import torch_normals
+from fastddpm.integrations.draws import drawn_key
 
+pytestmark = pytest.mark.usefixtures("few_are_many")
 TYPES = list(itertools.product(peers.MEANS, peers.VARIANCES))
 LIKELIHOOD = 1e-4
 """Theirs takes a probability of 1e-12 and up as a difference of two near 1: float64 leaves four digits of it."""
@@ -188,24 +190,10 @@ def test_twenty_steps_draw_what_theirs_draw(peer, mean, variance, layout):
     assert got.stride() == wanted.stride() and not handle.fell_back
 
 
-@pytest.mark.parametrize("shape", [(1,), (15,), (16,), (1, 3, 8, 8), (2, 3, 5, 5), (7, 11), (0, 4)], ids=str)
-def test_noise_that_is_passed_over(shape):
-    """The generator's state, and what it draws next: also after one normal of a pair."""
-    layouts = (torch.empty(shape), torch.empty(shape, dtype=torch.float64), torch.empty(shape, dtype=torch.bfloat16))
-    for x in (*layouts, *([layouts[0].to(memory_format=torch.channels_last)] if len(shape) == 4 else [])):
-        after = []
-        for draw in (torch.randn_like, skip_randn_like):
-            torch.manual_seed(0)
-            torch.randn(3)
-            draw(x)
-            after.append((torch.get_rng_state(), torch.randn(3), torch.randn(40)))
-        assert all(map(torch.equal, *after))
-
-
 def test_the_default_device_is_not_the_datas(peer):
     plain, patched, handle = peer.pair()
     model, x = peers.network("LEARNED_RANGE"), peers.images()
-    _draws_a_word_each.cache_clear()
+    torch_normals._as_torch.cache_clear()
     with torch.no_grad(), torch.device("meta"):
         for name in ("p_sample", "ddim_sample", "ddim_reverse_sample", "training_losses"):
             peers.of_both(plain, patched, name, model, x, peers.BATCH)

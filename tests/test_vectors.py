@@ -8,8 +8,8 @@ import subprocess
 import pytest
 from native_builds import CXX, KERNELS, OPTIONS, missing
 
-HEADERS = ("adamw", "mse", "noising", "reverse", "vlb")
-ELEMENTS = re.compile(r"for \(int64_t i = 0; i < (n|chunk\.count|run\.count); \+\+i\)")
+HEADERS = ("adamw", "mse", "noising", "reverse", "torch_normals", "vlb")
+ELEMENTS = re.compile(r"for \(int64_t i = \w+; i < (n|chunk\.count|run\.count|kPairs|kBehind|kState - 1); \+\+i\)")
 
 
 def reported(isa):

@@ -5,6 +5,7 @@
 #include "mse.h"
 #include "noising.h"
 #include "reverse.h"
+#include "torch_normals.h"
 #include "vlb.h"
 
 namespace FASTDDPM_ISA {
@@ -59,6 +60,8 @@ constexpr Kernels table(const char* name, bool (*runs_here)()) {
           ByRows<reverse_backward<float>, reverse_backward<double>>::template run<ReverseBackwardArgs>,
           squares,
           update,
+          torch_words,
+          torch_normals,
           box_muller_rows};
 }
 

@@ -147,6 +147,15 @@ struct AdamWArgs {
   bool zero_grads = false;          // leave zeros in the gradients
 };
 
+constexpr int kMtState = 624;
+
+// The state of torch's generator on a CPU, MT19937: left - 1 of its words, from `next` on, are still to be drawn.
+struct MtState {
+  int32_t left;
+  uint32_t next;
+  uint32_t words[kMtState];
+};
+
 // One instruction set's kernels. Each works on the chunks [begin, end) of batch x plan.chunks; an optimizer's on pieces.
 struct Kernels {
   const char* name;
@@ -161,6 +170,8 @@ struct Kernels {
   void (*reverse_backward)(const ReverseBackwardArgs&, int64_t begin, int64_t end);
   void (*squares)(const AdamWArgs&, int64_t begin, int64_t end);
   void (*adamw)(const AdamWArgs&, int64_t begin, int64_t end);
+  void (*torch_words)(MtState& state, float* z, int64_t count);
+  void (*torch_normals)(float* z, int64_t sixteens);
   void (*box_muller)(const int64_t* words, float* z, int64_t begin, int64_t end);
 };
 

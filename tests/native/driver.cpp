@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <string>
 
+#include "generator.h"
 #include "made.h"
 
 namespace fastddpm {
@@ -35,6 +36,7 @@ class Run {
 
   void all(int shapes) {
     words();
+    torch_normals();
     for (const auto& shape : Shapes(kShapes, kShapes + shapes))
       for (const auto& dtype : kDtypes)
         for (const auto& place : kPlaces)
@@ -63,6 +65,18 @@ class Run {
     const Tensor z(words.sizes(), words.strides(), ScalarType::Float);
     box_muller_(z, words);
     say("box_muller", z);
+  }
+
+  void torch_normals() {
+    for (const int64_t count : {16, 37, 623, 4096, 70001}) {
+      StoredState state{0, 1, 1, 0, {}};
+      for (uint64_t i = 0; i < kMtState; ++i) state.words[i] = word(2, i) >> 32;
+      const Tensor z({count}, {1}, ScalarType::Float);
+      TorchNormals normals(state, count);
+      normals.make(static_cast<float*>(z.data_ptr()));
+      say("torch_normals " + std::to_string(count), z);
+      say("torch's state " + std::to_string(count), longs({1}, {state.left + int64_t(state.words[kMtState - 1])}));
+    }
   }
 
   void ops(const Numbers& shape, const std::pair<const char*, ScalarType>& dtype, const Place& place) {

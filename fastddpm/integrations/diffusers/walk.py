@@ -14,6 +14,7 @@ from ...functional import arithmetic
 from ...samplers import StepRows
 from ..draws import drawn_key
 from ..patch import Patch
+from ..torch_normals import quick_normals
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -136,7 +137,10 @@ def drawn(patch: Patch, sample: Tensor, dtype: torch.dtype, generator: Any) -> T
     """A step's noise, of theirs in that dtype; or the key of it."""
     if patch.noise == "philox":
         return drawn_key(len(sample), sample.device, generator)
-    return randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=dtype)
+    if isinstance(generator, list) and len(generator) == 1:
+        generator = generator[0]
+    normals = quick_normals(sample.shape, dtype, sample.device, generator)
+    return randn_tensor(sample.shape, generator, sample.device, dtype) if normals is None else normals
 
 
 def stepped(

@@ -11,6 +11,7 @@ from ...noise import randn
 from ..compiled import but_compiled
 from ..draws import drawn_key
 from ..patch import MARK, Method, Patch, original
+from ..torch_normals import randn_like
 from .rows import NOISE_OF_X_0, X_0_OF_NOISE, X_0_OF_V, X_T, Rows, Table, V, rows_of
 
 HALF = (torch.float16, torch.bfloat16)
@@ -73,7 +74,7 @@ def _applied(rows: Rows, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
 def drawn(self: Any, like: Tensor, as_tensor: bool = False) -> Tensor:
     """What stands for the original's `randn_like`: that, or a key; or a key's normals, where they are read more than once."""
     if getattr(self, MARK).noise == "torch":
-        return torch.randn_like(like)
+        return randn_like(like)
     key = drawn_key(len(like), like.device)
     return randn(key, like.shape, like.dtype) if as_tensor else key
 

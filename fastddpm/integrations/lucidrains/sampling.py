@@ -12,6 +12,7 @@ from ...noise import randn
 from ..compiled import but_compiled
 from ..draws import drawn_key, in_layout_of
 from ..patch import MARK, Method, original
+from ..torch_normals import quick_normals, randn_like, skip_randn_like
 from .answered import UNFIT, answered, fits
 from .noising import arithmetic, drawn, promoted, why_not, why_not_rows
 from .rows import DDPM, Rows, ddim, rows_of
@@ -77,10 +78,11 @@ def ddim_sample(self: Any, shape: Sequence[int], return_all_timesteps: bool = Fa
         time_cond = torch.full((len(image),), time, device=rows.device, dtype=torch.long)
         output = self.model(image, time_cond, x_start if self.self_condition else None)
         if fits(self, output, image):
-            # theirs draws at eta = 0 too
-            noise = drawn(self, image) if after >= 0 and (eta or patch.noise == "torch") else None
+            if after >= 0 and not eta and patch.noise == "torch":  # theirs draws there too
+                skip_randn_like(image)
+            noise = drawn(self, image) if after >= 0 and eta else None
             returns_x_start = bool(self.self_condition) or after < 0
-            image, x_start = _updated(self, rows, output, image, noise if eta else None, indices[i], returns_x_start)
+            image, x_start = _updated(self, rows, output, image, noise, indices[i], returns_x_start)
         else:
             patch.fell_back[f"ddim_sample: {UNFIT}"] += 1
             image, x_start = _as_theirs(answered(self, output), image, time_cond, time, after)
@@ -98,14 +100,15 @@ def _as_theirs(self: Any, image: Tensor, time_cond: Tensor, time: int, after: in
     alpha, alpha_next = self.alphas_cumprod[time], self.alphas_cumprod[after]
     sigma = self.ddim_sampling_eta * ((1 - alpha / alpha_next) * (1 - alpha_next) / (1 - alpha)).sqrt()
     direction = (1 - alpha_next - sigma**2).sqrt()
-    return x_start * alpha_next.sqrt() + direction * pred_noise + sigma * torch.randn_like(image), x_start
+    return x_start * alpha_next.sqrt() + direction * pred_noise + sigma * randn_like(image), x_start
 
 
 def _first(self: Any, shape: Sequence[int]) -> Tensor:
     patch = getattr(self, MARK)
     patch.tables.clear()  # an average writes into its buffers' .data, which no version tells of
     if patch.noise == "torch":
-        return torch.randn(shape, device=self.device)
+        normals = quick_normals(shape, torch.get_default_dtype(), self.device)
+        return torch.randn(shape, device=self.device) if normals is None else normals
     return randn(drawn_key(shape[0], self.device), tuple(shape), torch.get_default_dtype())
 
 

@@ -18,6 +18,7 @@ from ...tables import real_tensors
 from ..draws import drawn_key
 from ..patch import MARK, Patch
 from ..tables import cached
+from ..torch_normals import randn_like
 
 HALF = (torch.float16, torch.bfloat16)
 PREDICTION_TYPES = {"EPSILON": "epsilon", "START_X": "sample", "PREVIOUS_X": "previous"}
@@ -137,7 +138,7 @@ def wide(x: Tensor) -> Tensor:
 
 def drawn(patch: Patch, x: Tensor) -> Tensor:
     """Noise for x: as theirs, or a key."""
-    return drawn_key(len(x), x.device) if patch.noise == "philox" else torch.randn_like(x)
+    return drawn_key(len(x), x.device) if patch.noise == "philox" else randn_like(x)
 
 
 def model_output(self: Any, model: Callable[..., Any], x: Tensor, t: Tensor, model_kwargs: dict[str, Any] | None) -> Any:

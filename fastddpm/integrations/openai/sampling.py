@@ -8,8 +8,9 @@ from torch import Tensor
 from ...functional import reverse_step
 from ...samplers import StepRows
 from ..compiled import but_compiled
-from ..draws import in_layout_of, skip_randn_like
+from ..draws import in_layout_of
 from ..patch import MARK, original
+from ..torch_normals import skip_randn_like
 from .chain import ancestral, chain_of, drawn, given, implicit, model_output, why_not, why_not_output, wide
 
 Step = dict[str, Tensor]
