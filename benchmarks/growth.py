@@ -17,8 +17,6 @@ SIZES = {
     "T": [1, 4, 16, 64, 256, 1000],
 }
 PROVIDERS = (FUSED, "eager")
-SEEN = 1 << 23
-"""Bytes of a tensor from which on its memory is not torch's to record (host.peak_bytes)."""
 THREADED = dict.fromkeys(("noising", "chain", "reverse", "hybrid"), (64, 4, 128, 128))
 
 
@@ -35,7 +33,7 @@ def measure(axis: str, size: int) -> list[dict]:
             "size": size,
             "data_bytes": data,
             "seconds": clock.spread(times[provider]),
-            "peak_bytes": host.peak_bytes(call, forget) if data < SEEN else None,
+            "peak_bytes": host.peak_bytes(call, forget),
         }
         for provider, call in calls.items()
     ]

@@ -144,8 +144,7 @@ def growth(results: dict) -> Figure | None:
             here = [c for c in cases if (c["op"], c["provider"]) == (name, provider)]
             style = {"marker": "o", "markersize": 3, "color": COLOURS[provider], "label": provider}
             time.loglog([c["size"] for c in here], [1e3 * c["seconds"]["median"] for c in here], **style)
-            known = [c for c in here if c["peak_bytes"]]
-            memory.semilogx([c["size"] for c in known], [c["peak_bytes"] / c["data_bytes"] for c in known], **style)
+            memory.semilogx([c["size"] for c in here], [c["peak_bytes"] / c["data_bytes"] for c in here], **style)
         memory.set_ylim(bottom=0)
         time.grid(True, alpha=0.25)
         memory.grid(True, alpha=0.25)
