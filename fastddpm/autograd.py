@@ -41,7 +41,9 @@ class Loss(torch.autograd.Function):
         *losses, grad = getattr(ops, name)(model_output, *others, with_grad)
         at = NOISE[name]
         noise, kept, ctx.key = others[at], None, None
-        if with_grad and noise is not None and noise.dtype is torch.int64:  # most are never read again, and a copy costs much
+        if (
+            with_grad and noise is not None and noise.dtype is torch.int64 and not noise.is_inference()
+        ):  # most are never read again, and a copy costs much
             ctx.key = noise, noise._version, noise.__dict__.get("_advanced", NEVER)
         else:
             kept = _kept(noise)
@@ -186,12 +188,22 @@ def reverse_step(
         wanted = any(x is not None and x.requires_grad for x in (options[0], *options[3]))
     if wanted and torch.is_grad_enabled():
         uncond_output, guidance, bound, history, return_kept = options or NO_OPTIONS
-        return ReverseStep.apply(*inputs[:6], uncond_output, guidance, bound, return_kept, *history)
+        given = (*inputs[:6], uncond_output, guidance, bound, return_kept, *history)
+        return ReverseStep.apply(*(_each_once(given) if torch.compiler.is_dynamo_compiling() else given))
     return (ops.reverse_step if torch.compiler.is_dynamo_compiling() else _reverse_step)(*inputs)
 
 
 _reverse_step = ops.reverse_step._op
 """`ops.reverse_step` without its Python half, which only passes arguments on: 2 % of a small step. A compiler wants the op."""
+
+
+def _each_once(given: Iterable) -> list:
+    """Views in the place of tensors that are given again, as a history's first ones are: a compiler refuses them twice."""
+    apart: list = []
+    for x in given:
+        again = isinstance(x, Tensor) and any(x is other for other in apart)
+        apart.append(x.view_as(x) if again else x)
+    return apart
 
 
 def _wanted(x: Tensor) -> bool:

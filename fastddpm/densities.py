@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .checks import as_finite, as_int, describe
-from .tables import Tables
+from .tables import Tables, real_tensors
 
 WORDS = 1 << 30
 """t is chosen by 30 random bits: the probabilities are whole numbers of 2^-30."""
@@ -159,6 +159,7 @@ def _bounds(density: Density, num_timesteps: int) -> Tensor:
     return torch.tensor([*bounds, WORDS], dtype=torch.int64, device="cpu")
 
 
+@real_tensors()
 def _contents(*parameters: float) -> Tensor:
     return torch.tensor(parameters, dtype=torch.float64, device="cpu")
 

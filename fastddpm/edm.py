@@ -10,6 +10,7 @@ from torch import Tensor
 from .checks import as_finite
 from .densities import LogNormal
 from .process import Process, count_of, karras, listed, target_of
+from .tables import real_tensors
 
 
 class EDM(Process):
@@ -33,6 +34,7 @@ class EDM(Process):
     sampler = "heun"
     is_continuous = True
 
+    @real_tensors()
     def __init__(
         self,
         sigma_data: float = 0.5,

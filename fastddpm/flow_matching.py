@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .checks import as_int, check_one_of
 from .process import Process, count_of, karras, listed
+from .tables import real_tensors
 
 SPACINGS = ("linspace", "trailing", "karras")
 
@@ -38,6 +39,7 @@ class FlowMatching(Process):
     sampler = "euler"
     is_continuous = is_rectified = True
 
+    @real_tensors()
     def __init__(self, num_timesteps: int = 1000, shift: float = 1.0, sampling_shift: float | None = None):
         self.num_timesteps = as_int("num_timesteps", num_timesteps)
         if self.num_timesteps < 1:
@@ -73,6 +75,8 @@ class FlowMatching(Process):
     ) -> "FlowMatching":
         """Sampled with the shift exp(mu), mu linear in an image's tokens through (base_tokens, base_shift) and (max_tokens,
         max_shift): `calculate_shift` of diffusers' pipelines, Flux's numbers. Trained without shift."""
+        if base_tokens == max_tokens:
+            raise ValueError(f"max_tokens: expected another than base_tokens, got {max_tokens} for both")
         slope = (max_shift - base_shift) / (max_tokens - base_tokens)
         return cls(num_timesteps, sampling_shift=math.exp(base_shift + slope * (tokens - base_tokens)))
 

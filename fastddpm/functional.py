@@ -176,7 +176,7 @@ def _target_inputs(prediction_type, model_output, noise, x_0, x_t):
 
 
 def check_reduction(reduction: str) -> None:
-    if reduction not in REDUCTIONS:
+    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         check_one_of("reduction", reduction, tuple(REDUCTIONS))
 
 

@@ -89,6 +89,10 @@ class LossSecondMoment:
         Args:
             t: int64 or int32 `[B]`, as `sample` drew them. One that occurs several times counts each time, in order.
             losses: `[B]`, unweighted. One that is not finite counts as 0: a single bad step must not end the probabilities.
+
+        Raises:
+            TypeError, ValueError: tensors of another kind.
+            IndexError: on the CPU, a t out of range (other devices are not asked).
         """
         if not isinstance(t, Tensor) or t.dim() != 1 or t.dtype not in (torch.int32, torch.int64):
             raise TypeError(f"t: expected int64 or int32 [B], got {describe(t)}")
@@ -96,11 +100,15 @@ class LossSecondMoment:
             raise ValueError(f"losses: expected floating [{len(t)}] (one for each t), got {describe(losses)}")
         t, losses = _of_all_ranks(t.long(), losses.float().nan_to_num(0, 0, 0))
         t, order = t.sort(stable=True)
+        try:
+            counts = self._counts.index_select(0, t)  # unlike [t], it takes no negative one from the end
+        except IndexError as error:
+            raise IndexError(f"t: expected 0 .. {self.num_timesteps - 1}, got {t.tolist()}") from error
         place = torch.arange(len(t), device=t.device)
         first, last = torch.searchsorted(t, t), torch.searchsorted(t, t, right=True) - 1
         # more of one t than its ring holds: all that meet in a column write the loss of the last of them
         final = place + (last - place) // self.history * self.history
-        column = (self._counts[t] + place - first) % self.history
+        column = (counts + place - first) % self.history
         self._losses[t, column] = losses[order[final]]
         self._counts.index_add_(0, t, torch.ones_like(t))
         self._refresh()
@@ -113,12 +121,14 @@ class LossSecondMoment:
         """Back to the moment of `state_dict`, to the bit.
 
         Raises:
-            ValueError: a state of another number of timesteps or length of history.
+            ValueError: a state of another number of timesteps or length of history, or with losses that are not finite.
         """
         for name, mine in (("losses", self._losses), ("counts", self._counts)):
             given = state.get(name)
             if not isinstance(given, Tensor) or given.shape != mine.shape:
                 raise ValueError(f"state: expected {name} {list(mine.shape)}, got {describe(given)}")
+        if not bool(state["losses"].isfinite().all()):
+            raise ValueError("state: expected losses that are finite, as state_dict gives them, got others among them")
         self._losses.copy_(state["losses"])
         self._counts.copy_(state["counts"])
         self._refresh()

@@ -4,6 +4,7 @@ The contract, with its known answers, is docs/noise.md. A key is an int64 tensor
 sample, where `subsequence = stream << 60 | step << 32 | sample`.
 """
 
+import math
 import warnings
 
 import torch
@@ -15,6 +16,8 @@ from .autograd import NEVER
 from .checks import as_int, as_shape, check_float_dtype, check_key, check_one_of, describe
 from .densities import WORDS, Density, LogNormal, check_density
 from .reference.keys import TIMESTEP_STREAM
+from .reference.operands import transformed
+from .reference.philox import normals
 
 BELOW_1 = 1 - 2**-24
 """The last float32."""
@@ -200,6 +203,8 @@ def randn(
     shape = as_shape("shape", shape)
     if shape[0] != key.shape[0]:
         raise ValueError(f"shape: expected a first size of {key.shape[0]} (the key's rows), got {shape}")
+    if transformed():
+        return normals(key, math.prod(shape[1:])).reshape(shape).to(dtype)
     out = torch.empty(shape, dtype=dtype, device=key.device, memory_format=memory_format)
     ops.randn_(out, key)
     return out

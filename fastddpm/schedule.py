@@ -14,6 +14,7 @@ from torch import Tensor
 from .checks import check_one_of, describe
 from .conversions import openai_timesteps, tables_of, told
 from .process import Process
+from .tables import real_tensors
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "previous")
 FIXED_VARIANCE_TYPES = ("fixed_small", "fixed_large")
@@ -62,6 +63,7 @@ class NoiseSchedule(Process):
     # ---- how to make one ----
 
     @classmethod
+    @real_tensors()
     def linear(cls, num_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> "NoiseSchedule":
         """Betas evenly spaced between the ends as given (Ho et al. 2020). They are not scaled by 1000/T, as diffusers' are not;
         OpenAI and lucidrains scale them: pass the scaled ends for theirs."""
@@ -69,6 +71,7 @@ class NoiseSchedule(Process):
         return cls.from_betas(torch.linspace(beta_start, beta_end, num_timesteps, dtype=torch.float64, device="cpu"))
 
     @classmethod
+    @real_tensors()
     def scaled_linear(cls, num_timesteps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> "NoiseSchedule":
         """sqrt(beta) evenly spaced (Rombach et al. 2022, latent diffusion)."""
         _check_steps(num_timesteps)
@@ -88,6 +91,10 @@ class NoiseSchedule(Process):
     ) -> "NoiseSchedule":
         """A sigmoid in abar (Jabri et al. 2022, "sigmoid"; lucidrains'). diffusers' schedule of that name is one in beta."""
 
+        _check_positive("tau", tau)
+        if start == end:
+            raise ValueError(f"end: expected another than start, got {end} for both")
+
         def curve(u: float) -> float:
             upper = _logistic(end / tau)
             return (upper - _logistic((u * (end - start) + start) / tau)) / (upper - _logistic(start / tau))
@@ -102,6 +109,7 @@ class NoiseSchedule(Process):
         return cls.from_betas([min(1 - now / before, max_beta) for now, before in ratios])
 
     @classmethod
+    @real_tensors()
     def from_betas(cls, betas: Tensor | Sequence[float]) -> "NoiseSchedule":
         """From any betas `[T]` in (0, 1), the last one in (0, 1]: after a beta of 1 nothing of x_0 is left.
 
@@ -122,6 +130,7 @@ class NoiseSchedule(Process):
         return cls._from_levels("alphas_cumprod", _table("alphas_cumprod", alphas_cumprod), None)
 
     @classmethod
+    @real_tensors()
     def _from_levels(cls, name: str, abar: Tensor, timesteps: Tensor | None) -> "NoiseSchedule":
         inside = (abar > 0) & (abar < 1)
         inside[-1] |= abar[-1] == 0
@@ -178,6 +187,7 @@ class NoiseSchedule(Process):
 
     # ---- how to change one ----
 
+    @real_tensors()
     def zero_terminal_snr(self) -> "NoiseSchedule":
         """sqrt(abar) shifted so that its last value is 0 and scaled so that its first stays (Lin et al. 2023, algorithm 1)."""
         if len(self) < 2:
@@ -186,6 +196,7 @@ class NoiseSchedule(Process):
         root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
         return self._from_levels("alphas_cumprod", root**2, self.timesteps)
 
+    @real_tensors()
     def respace(self, steps: int | Sequence[int] | Tensor, spacing: str = "trailing") -> "NoiseSchedule":
         """The chain over fewer steps tau_1 < .. < tau_S: abar'_s = abar_(tau_s), and new betas (Nichol & Dhariwal 2021).
 
@@ -261,11 +272,11 @@ def check_schedule(schedule: object) -> None:
 
 
 def _logistic(x: float) -> float:
-    return 1 / (1 + math.exp(-x))
+    return 1 / (1 + math.exp(-x)) if x > 0 else math.exp(x) / (1 + math.exp(x))
 
 
 def _check_steps(num_timesteps: int) -> None:
-    if not isinstance(num_timesteps, Integral) or int(num_timesteps) < 1:
+    if not isinstance(num_timesteps, Integral) or isinstance(num_timesteps, bool) or num_timesteps < 1:
         raise ValueError(f"num_timesteps: expected an int of 1 or more, got {num_timesteps!r}")
 
 

@@ -24,7 +24,7 @@ class Walks:
         check_schedule(self.schedule)
         if steps is None:
             return self.schedule
-        return self._keep(("chain", self.schedule, _hashable(steps)), lambda: self.schedule.respace(steps))
+        return self._keep(("chain", self.schedule, _name_of(_hashable(steps))), lambda: self.schedule.respace(steps))
 
     def _rows(
         self,
@@ -55,7 +55,8 @@ class Walks:
             schedule = self.schedule
             settings |= {"steps": _hashable(steps), "start": start}
         about = (schedule, self.prediction_type, self.variance_type)
-        rows = self._keep((sampler, *about, *settings.items()), lambda: SAMPLERS[sampler](*about, **settings))
+        name = sampler, *about, *((name, _name_of(value)) for name, value in settings.items())
+        rows = self._keep(name, lambda: SAMPLERS[sampler](*about, **settings))
         if sampler != "ddpm":
             return rows, 0, start
         check_start(start, len(rows))
@@ -74,3 +75,8 @@ class Walks:
 def _hashable(steps: Any) -> Any:
     steps = steps.tolist() if hasattr(steps, "tolist") else steps
     return tuple(steps) if isinstance(steps, list) else steps
+
+
+def _name_of(setting: Any) -> tuple:
+    """By which 5, 5.0 and True are three."""
+    return tuple(map(_name_of, setting)) if isinstance(setting, tuple) else (type(setting), setting)

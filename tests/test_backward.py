@@ -192,6 +192,18 @@ def test_without_gradients_nothing_is_recorded(context):
         assert same_bits(a, b) and same_bits(a, c.detach())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_key_made_in_inference_mode_trains(dtype):
+    with torch.inference_mode():
+        made = noise_key(1, 2, 3)
+    grads = []
+    for key in (made, noise_key(1, 2, 3)):
+        out = leaf(3, 33, dtype=dtype)
+        mse_loss(out, spread(3), SCHEDULE, key).backward()
+        grads.append(out.grad)
+    assert same_bits(*grads)
+
+
 def test_x_0_left_out_needs_no_gradient():
     out = leaf(3, 33)
     x_prev, nothing = reverse_step(out, out, 5, ROWS, noise_key(1, 2, 3), return_x_0=False)

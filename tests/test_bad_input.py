@@ -272,6 +272,7 @@ CASES = {
         "first_variance: expected one of 'posterior', 'beta', got 1",
     ),
     "bound clip": (lambda: bound(clip_denoised=[2]), TypeError, r"clip_denoised: expected True or False, got \[2\]"),
+    "reduction of a kind": (lambda: loss(reduction=[]), ValueError, r"reduction: expected one of 'none', .*got \[\]"),
     "bound reduction": (lambda: hybrid(reduction="max"), ValueError, "reduction: expected one of 'none', .*got 'max'"),
     "bound without signal": (
         lambda: bound(schedule=SCHEDULE.zero_terminal_snr()),

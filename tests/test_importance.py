@@ -1,5 +1,6 @@
 """Importance-sampled timesteps: the reweighted loss keeps its mean, and t and the state are the same on any rank."""
 
+import math
 import os
 
 import pytest
@@ -162,6 +163,12 @@ def test_bad_input():
         sampler.sample(3)
     with pytest.raises(ValueError, match=r"losses: expected floating \[3\]"):
         sampler.update(torch.arange(3), torch.rand(4))
+    for t in (-1, T):
+        with pytest.raises(IndexError, match=rf"t: expected 0 \.\. {T - 1}, got \[.*{t}"):
+            sampler.update(torch.tensor([2, t]), torch.ones(2))
+    with pytest.raises(ValueError, match="state: expected losses that are finite"):
+        sampler.load_state_dict({**sampler.state_dict(), "losses": torch.full((T, 10), math.nan)})
+    assert not sampler.state_dict()["losses"].any(), "nothing of what was refused is kept"
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])

@@ -118,6 +118,19 @@ def test_a_model_that_is_laid_out_anew_goes_on():
     assert torch.equal(mine[0], plain[0])
 
 
+def test_an_average_goes_on_where_a_weight_without_a_gradient_is_laid_out_anew():
+    still, moved = params = weights(shapes=((16, 3, 3, 3), (3,)))
+    optimizer = AdamW(params, ema_decay=0.5, **SETTINGS)
+    for step in range(3):
+        gradients(params, step)
+        if step:
+            still.grad = None
+            still.data = still.data.contiguous(memory_format=torch.channels_last)
+        before = optimizer.average.tensors[0].clone()
+        optimizer.step()
+    torch.testing.assert_close(optimizer.average.tensors[0], 0.5 * before + 0.5 * still.detach())
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_has_moments_and_average_of_float32(dtype):
     """The average of a slow decay moves; the weights are those of a float32 step, rounded."""
@@ -368,6 +381,25 @@ def test_a_state_that_is_put_in_another_s_place_is_followed():
             optimizer.step()
     for p, q in zip(mine, theirs, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("change", ["a weight moves", "and leaves no group", "the groups are others"])
+def test_groups_that_are_changed_in_place_are_followed(change):
+    results = []
+    for kind in (AdamW, torch.optim.AdamW):
+        params = weights(shapes=((3,), (4,)))
+        optimizer = kind([{"params": [p], "lr": lr} for p, lr in zip(params, (0.1, 0.001), strict=True)])
+        for step in range(3):
+            gradients(params, step)
+            optimizer.step()
+            if step == 0 and change == "the groups are others":
+                optimizer.param_groups = [{**group, "lr": 5 * group["lr"]} for group in optimizer.param_groups]
+            elif step == 0:
+                optimizer.param_groups[0]["params"].append(optimizer.param_groups[1]["params"].pop())
+                if change == "and leaves no group":
+                    optimizer.param_groups.pop()
+        results.append([p.detach() for p in params])
+    torch.testing.assert_close(*results, rtol=1e-6, atol=1e-7)
 
 
 def test_groups_without_weights_and_steps_without_gradients():

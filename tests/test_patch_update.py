@@ -3,6 +3,7 @@
 import copy
 import pickle
 import warnings
+from collections import defaultdict
 
 import numpy as np
 import openai_peers as peers
@@ -138,6 +139,21 @@ def test_other_averages_and_rates_are_noticed(name):
     assert other.opt.average is None
     for one in (plain, other):
         one.ema_rate, one.ema_params = [], []
+        trained(one, steps=3)
+    assert_alike(plain, other)
+
+
+@pytest.mark.parametrize("change", ["all", "one", "another dict"])
+def test_a_state_that_is_cleared_keeps_the_average(change):
+    plain, other, _ = pair()
+    for one in (plain, other):
+        trained(one, steps=3)
+        if change == "all":
+            one.opt.state.clear()
+        elif change == "one":
+            del one.opt.state[one.opt.param_groups[0]["params"][0]]
+        else:
+            one.opt.state = defaultdict(dict)
         trained(one, steps=3)
     assert_alike(plain, other)
 

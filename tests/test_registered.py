@@ -335,6 +335,20 @@ def test_a_reverse_step_with_every_option_compiles_in_one_graph():
     assert counter.frame_count == 1
 
 
+def test_a_loop_that_begins_with_one_tensor_for_all_of_its_history_compiles():
+    """As docs/samplers.md begins it; the guidance's other output may be the sample itself, too."""
+    rows, counter = every_column(), CompileCounterWithBackend("aot_eager")
+
+    def step(out, x):
+        return reverse_step(out, x, 7, rows, key(), uncond_output=x, history=[x] * rows.history, return_kept=True)[0]
+
+    inputs = [values(*SHAPE, seed=n).requires_grad_() for n in range(2)]
+    eager, got = (run(*inputs) for run in (step, torch.compile(step, fullgraph=True, backend=counter)))
+    torch.testing.assert_close(got, eager, rtol=1e-6, atol=1e-7)
+    for a, b in zip(*(torch.autograd.grad(x.square().sum(), inputs) for x in (got, eager)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
 def test_a_training_step_through_inductor():
     """The real compiler, once: needs a C++ compiler at run time."""
     diffusion = GaussianDiffusion(SCHEDULE)

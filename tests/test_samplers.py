@@ -4,6 +4,7 @@ diffusers' loops beside them are in test_samplers_diffusers.py, their orders of 
 """
 
 import math
+import pickle
 
 import pytest
 import torch
@@ -245,6 +246,7 @@ REFUSED = {
     "offset": (lambda: samplers.ddim(SCHEDULE, steps=100, steps_offset=1), ValueError, "steps_offset: .*got 1"),
     "final": (lambda: samplers.euler(SCHEDULE, final_sigmas_type="one"), ValueError, "final_sigmas_type: .*got 'one'"),
     "eta": (lambda: samplers.ddim(SCHEDULE, eta=1.5), ValueError, r"eta: expected 0 \.\. 1, got 1.5"),
+    "eta of a kind": (lambda: samplers.ddim(SCHEDULE, eta="a"), ValueError, r"eta: expected 0 \.\. 1, got 'a'"),
     "eta NaN": (lambda: samplers.ddim(SCHEDULE, eta=math.nan), ValueError, r"eta: expected 0 \.\. 1, got nan"),
     "order of dpmpp": (lambda: samplers.dpmpp(SCHEDULE, order=4), ValueError, "order: expected one of 1, 2, 3, got 4"),
     "order of the SDE": (lambda: samplers.dpmpp_sde(SCHEDULE, order=3), ValueError, "order: expected one of 1, 2, got 3"),
@@ -259,6 +261,8 @@ REFUSED = {
     "unknown option": (lambda: samplers.euler(SCHEDULE, eta=1.0), TypeError, "unexpected keyword argument 'eta'"),
     "clip": (lambda: samplers.euler(SCHEDULE, clip_denoised=1), TypeError, "clip_denoised: expected True or False, got 1"),
     "clip range": (lambda: samplers.euler(SCHEDULE, clip_range=-1), ValueError, "clip_range: expected a value above 0, got -1"),
+    "clip range of a kind": (lambda: samplers.euler(SCHEDULE, clip_range="1"), ValueError, "clip_range: .*above 0, got '1'"),
+    "no type": (lambda: samplers.euler(SCHEDULE, ""), ValueError, "prediction_type: expected one of .*, got ''"),
     "epsilon at zero SNR": (lambda: samplers.ddim(ZERO_SNR), ValueError, "prediction_type: .*zero terminal SNR, got 'epsilon'"),
     "epsilon at infinity": (
         lambda: samplers.ddim(Levels(torch.tensor([1]), torch.tensor([math.inf, 0], dtype=torch.float64))),
@@ -312,3 +316,16 @@ def test_karras_levels_end_at_the_schedule_s_own(name, timesteps):
     sigmas = levels_of(schedule, 10, "karras", 0, "sigma_min", EVEN, fractional=False).sigmas
     assert torch.equal(sigmas[[-1, -2, 0]], schedule.snr.rsqrt()[[0, 0, -1]])
     SAMPLERS[name](schedule, steps=10, spacing="karras", final_sigmas_type="sigma_min")  # takes them
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_sampler_is_pickled_by_its_name(name):
+    again = pickle.loads(pickle.dumps(SAMPLERS[name]))
+    assert getattr(again, "func", again) is getattr(SAMPLERS[name], "func", SAMPLERS[name])
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_default_device_does_not_move_the_rows(name):
+    with torch.device("meta"):
+        rows = SAMPLERS[name](SCHEDULE, steps=5)
+    assert torch.equal(rows.columns.k_0, SAMPLERS[name](SCHEDULE, steps=5).columns.k_0)

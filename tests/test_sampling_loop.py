@@ -265,6 +265,16 @@ def test_steps_that_are_a_list_are_kept_like_a_number():
     assert same_bits(run("ddim", torch.tensor(5)), run("ddim", 5))
 
 
+@pytest.mark.parametrize("name", ["ddpm", "ddim"])
+@pytest.mark.parametrize("wrong", [5.0, True, [40.0, 20.0, 3.0]], ids=str)
+def test_steps_of_a_wrong_kind_are_refused_beside_kept_ones_that_they_equal(name, wrong):
+    diffusion = GaussianDiffusion(SCHEDULE)
+    for steps in (5, 1, [40, 20, 3]):
+        diffusion.sample(exact, SHAPE, name, steps=steps, seed=1, progress=False)
+    with pytest.raises((TypeError, ValueError), match="steps: expected an int or a list of"):
+        diffusion.sample(exact, SHAPE, name, steps=wrong, seed=1, progress=False)
+
+
 def test_a_schedule_of_ones_own_is_walked_by_its_rows():
     rows = samplers.ddpm(SCHEDULE.respace([1, 5, 20, 30]))
     path = sample(rows, exact, return_trajectory=True)

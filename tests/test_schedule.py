@@ -290,6 +290,21 @@ def test_ends_out_of_range_are_errors():
         NoiseSchedule.linear(10, 0.1, 2.0)
 
 
+def test_a_sigmoid_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="tau: expected a value above 0, got 0"):
+        NoiseSchedule.sigmoid(10, tau=0)
+    with pytest.raises(ValueError, match="end: expected another than start, got 1 for both"):
+        NoiseSchedule.sigmoid(10, 1, 1)
+    with pytest.raises(ValueError, match="num_timesteps: expected an int of 1 or more, got True"):
+        NoiseSchedule.linear(True)
+
+
+def test_a_sigmoid_that_begins_far_off():
+    assert 0 < NoiseSchedule.sigmoid(10, -30, 3).betas[0] < NoiseSchedule.sigmoid(10, -3, 3).betas[0]
+    with pytest.raises(ValueError, match=r"betas: expected values in \(0, 1\), .*got 0.0 at index 0"):
+        NoiseSchedule.sigmoid(10, -1e4, 3)
+
+
 def test_zero_terminal_snr_refuses_epsilon():
     zero = NoiseSchedule.linear(T).zero_terminal_snr()
     message = "prediction_type: expected 'v_prediction' or 'sample' on a schedule of zero terminal SNR, got 'epsilon'"

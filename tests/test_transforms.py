@@ -3,9 +3,12 @@
 import pytest
 import torch
 from helpers import every_column, same_bits, spread, values
+from torch._subclasses import FakeTensorMode
 from torch.func import functional_call, grad, jvp, vmap
 
 from fastddpm import (
+    EDM,
+    FlowMatching,
     GaussianDiffusion,
     NoiseSchedule,
     hybrid_loss,
@@ -13,6 +16,7 @@ from fastddpm import (
     noise_key,
     q_sample,
     q_step,
+    randn,
     reverse_step,
     samplers,
     vlb_loss,
@@ -143,6 +147,53 @@ def test_a_table_first_made_inside_a_transform_is_a_table(transform):
     close(grad(call)(x), gradient(call, x))
     torch.export.export(Module(schedule), (x,))
     close(torch.compile(call, backend="aot_eager")(x), call(x))
+
+
+MADE = {
+    "linear": lambda: NoiseSchedule.linear(20),
+    "scaled_linear": lambda: NoiseSchedule.scaled_linear(20),
+    "cosine": lambda: NoiseSchedule.cosine(20),
+    "from_alphas_cumprod": lambda: NoiseSchedule.from_alphas_cumprod([0.9, 0.5, 0.1]),
+    "changed": lambda: NoiseSchedule.linear(40).zero_terminal_snr().respace(20, "linspace"),
+    "flow": lambda: FlowMatching(20),
+}
+
+
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+def test_a_process_may_be_made_inside_a_transform(make):
+    x, t = values(*SHAPE), torch.arange(3)
+    close(
+        grad(lambda x: q_sample(x, t, make(), KEY).square().sum())(x),
+        gradient(lambda x: q_sample(x, t, make(), KEY).square().sum(), x),
+    )
+
+
+def test_edm_may_be_made_inside_a_transform():
+    x, t = values(*SHAPE), torch.tensor([0.1, 1.0, 10.0])
+    close(*(one(lambda x: q_sample(x, t, EDM(), KEY).square().sum(), x) for one in (lambda f, x: grad(f)(x), gradient)))
+
+
+@pytest.mark.parametrize("name", [name for name in samplers.SAMPLERS if name != "lcm"])
+def test_a_samplers_rows_may_be_made_inside_a_transform(name):
+    def step(out):
+        rows = samplers.SAMPLERS[name](SCHEDULE, steps=5)
+        noise = KEY if rows.adds_noise else "none"
+        return reverse_step(out, x_0(), 4, rows, noise, history=[x_0()] * rows.history)[0].square().sum()
+
+    close(grad(step)(x_0()), gradient(step, x_0()))
+
+
+def test_a_fake_mode_makes_real_rows():
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        rows = samplers.ddpm(SCHEDULE, steps=5)
+    assert torch.equal(rows.columns.k_0, samplers.ddpm(SCHEDULE, steps=5).columns.k_0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_keys_have_a_batch_of_their_own(dtype):
+    keys = torch.stack([noise_key(seed, 2, 3) for seed in range(4)])
+    drawn = vmap(lambda key: randn(key, SHAPE, dtype))(keys)
+    assert same_bits(drawn, torch.stack([randn(key, SHAPE, dtype) for key in keys]))
 
 
 class Module(torch.nn.Module):

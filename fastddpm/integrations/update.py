@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..optim import AdamW, Average
-from ..optim.parts import check_weight, lay_out
+from ..optim.parts import Parts, check_weight, lay_out
 from .patch import ABSENT, MARK, Patch, Peer
 
 STOCK = (torch.optim.Adam, torch.optim.AdamW)
@@ -20,16 +20,27 @@ class TakenOver(AdamW):
 
     _class: type[torch.optim.Optimizer]
     """What it was."""
+    _averages: Mapping[Tensor, Tensor]
+    """The trainer's, which a step moves: each weight's."""
 
     def average_into(self, averages: Mapping[Tensor, Tensor], decay: float = 0.0) -> None:
         """From here on a step moves these, each its weight's; none where there are none."""
         for state in self.state.values():
             state.pop("average", None)
-        for p, average in averages.items():
-            self.state[p]["average"] = average
-            lay_out(self.state[p], p, True)  # also without a gradient: its average moves
+        self._averages = dict(averages)
+        self._hand_over()
         self.average = Average(self, decay) if averages else None
         self._parts = None
+
+    def _hand_over(self) -> None:
+        for p, average in self._averages.items():
+            if self.state[p].get("average") is not average:
+                self.state[p]["average"] = average
+                lay_out(self.state[p], p, True)  # also without a gradient: its average moves
+
+    def _new_parts(self, grads: list[Tensor | None]) -> Parts:
+        self._hand_over()  # whoever cleared the state did not mean the trainer's average
+        return super()._new_parts(grads)
 
     def torchs_state(self) -> defaultdict[Tensor, Any]:
         """As torch has it: each weight's step its own, on the CPU if not told otherwise; nothing for what was never stepped."""
@@ -53,9 +64,8 @@ class TakenOver(AdamW):
         if any(_asks({**self.defaults, **group}) for group in state_dict["param_groups"]):
             getattr(self, MARK).undo()
             return self.load_state_dict(state_dict)  # torch's
-        averages = {p: state["average"] for p, state in self.state.items() if "average" in state}
         super().load_state_dict(state_dict)
-        self.average_into(averages, self.average.decay if self.average else 0.0)
+        self.average_into(self._averages, self.average.decay if self.average else 0.0)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -77,7 +87,8 @@ class Update(Patch):
         before = dict(own)
         _follow_class(optimizer)
         optimizer._class, optimizer.__class__ = type(optimizer), TakenOver
-        optimizer.__setstate__({MARK: self, "max_grad_norm": None, "grad_norm": None, "_keeps": None, "average": None})
+        own_state = dict.fromkeys(("max_grad_norm", "grad_norm", "_keeps", "average"))
+        optimizer.__setstate__({MARK: self, "_averages": {}, **own_state})
         self._before = {name: before.get(name, ABSENT) for name, x in own.items() if x is not before.get(name, ABSENT)}
 
     def undo(self) -> None:

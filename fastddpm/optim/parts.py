@@ -26,13 +26,14 @@ class Parts:
     def __init__(self, optimizer: torch.optim.Optimizer, grads: Sequence[Tensor | None], averaged: bool, updates: float = 0.0):
         self.groups, self.state = optimizer.param_groups, optimizer.state
         self.all = [p for group in self.groups for p in group["params"]]
+        self.sizes = _sizes(self.groups)
         self.layouts = _layouts(grads)
         none = torch.zeros((), dtype=torch.float32, device="cpu")  # the steps of what is new: known without a look
         for number, p in enumerate(self.all):
             check_weight(f"params[{number}]", p, self.all[0])
             check_gradient(f"params[{number}].grad", grads[number])
         for p, g in zip(self.all, grads, strict=True):
-            if g is not None:
+            if g is not None or (averaged and "step" in self.state.get(p, ())):
                 lay_out(self.state[p], p, averaged, none)
         self._number(averaged, none, updates)
         self.settings: list[tuple] = []
@@ -68,6 +69,8 @@ class Parts:
         """Whether they are still those of these weights, gradients and states."""
         return (
             self.state is optimizer.state
+            and self.groups is optimizer.param_groups
+            and _sizes(self.groups) == self.sizes
             and len(params) == len(self.all)
             and all(map(is_, params, self.all))
             and _layouts(grads) == self.layouts
@@ -90,6 +93,10 @@ class Parts:
 
     def tensors(self, name: str) -> list[Tensor]:
         return [state[name] for state in self.states]
+
+
+def _sizes(groups: list[dict[str, Any]]) -> list[int]:
+    return [len(group["params"]) for group in groups]
 
 
 def _layouts(grads: Sequence[Tensor | None]) -> list[torch.layout | None]:

@@ -19,6 +19,8 @@ _HALF_WIDTH = 1 / 255
 _EDGE = 0.999
 """Beyond it the bins are open: OpenAI's threshold."""
 _LOG_ROOT_2_PI = math.log(math.sqrt(2 * math.pi))
+_LOG_DEVIATIONS = {torch.float32: (-85, -20, 80), torch.float64: (-700, -100, 600)}
+"""Of which the reciprocals neither overflow nor vanish: the least, that of the tanh form, whose arguments are cubed, the most."""
 _NODES = ((0.1834346424956498, 0.362683783378362), (0.5255324099163290, 0.3137066458778873),
           (0.7966664774136267, 0.2223810344533745), (0.9602898564975363, 0.1012285362903763))  # fmt: skip
 """Gauss-Legendre on [-1, 1], 8 points: the positive ones, and their weights."""
@@ -62,15 +64,20 @@ def kl(difference: Tensor, delta: Tensor, precision: Tensor) -> Bin:
 def nll(difference: Tensor, delta: Tensor, precision: Tensor, x_0: Tensor, tanh_cdf: bool) -> Bin:
     """-log P of x_0's bin of width 2/255 under N(x_0 - difference, exp(delta) / precision), in nats. As `kl`.
 
-    Pixels at -1 and +1 own the bin to the end of the line (Ho et al. 2020, eq. 13).
+    Pixels at -1 and +1 own the bin to the end of the line (Ho et al. 2020, eq. 13). A deviation wider than any is bounded, and
+    what it is wider by is added: its bin's P falls as 1 over it, or lies below the tanh form's floor.
     """
-    inverse = precision.sqrt() * torch.exp(-delta / 2)
+    log_deviation = delta / 2
+    least, least_of_tanh, most = _LOG_DEVIATIONS[delta.dtype]
+    bounded = log_deviation.clamp(least_of_tanh if tanh_cdf else least, most)
+    inverse = precision.sqrt() * torch.exp(-bounded)
     y, w = difference * inverse, _HALF_WIDTH * inverse
     inner, open_side = (tanh_bin, tanh_tail) if tanh_cdf else (log_bin, log_tail)
     below, above = x_0 < -_EDGE, x_0 > _EDGE
     value, by_y, by_w = inner(y, w)
     tail, slope = open_side(torch.where(above, w - y, w + y))  # the bin's one edge, seen from its open side
     value = torch.where(below | above, tail, value)
+    value = value if tanh_cdf else value - (log_deviation - most).clamp(min=0)
     by_y = torch.where(below, slope, torch.where(above, -slope, by_y))
     by_w = torch.where(below | above, slope, by_w)
     return -value, -by_y * inverse, (y * by_y + w * by_w) / 2

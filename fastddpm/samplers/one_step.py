@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..checks import as_finite
 from ..edm import EDM
 from .levels import CONSISTENCY, Levels
 from .sampler import Columns, sampler
@@ -42,7 +43,7 @@ def ddim(at: Levels, eta: float = 0.0, use_clipped_model_output: bool = False) -
         eta: sigma's share of the chain's own: 0 adds no noise, 1 is ancestral.
         use_clipped_model_output: eps_hat follows from the clipped x_0_hat (OpenAI's), and is not the network's (diffusers').
     """
-    if not 0 <= eta <= 1:
+    if not 0 <= as_finite("eta", eta, "0 .. 1") <= 1:
         raise ValueError(f"eta: expected 0 .. 1, got {eta}")
     noise = 1 - at.ratio**2
     sigma, direction = eta * at.b_next * noise.sqrt(), at.b_next * (1 - eta**2 * noise).sqrt()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from ..checks import check_one_of
 from ..edm import EDM
 from ..process import Process, check_process, epsilon_of, x_0_of
 from ..schedule import PREDICTION_TYPES, NoiseSchedule
+from ..tables import real_tensors
 from .levels import EVEN, Levels, Spacing, check_levels, levels_of
 from .step_rows import StepRows
 
@@ -55,11 +57,15 @@ class Sampler:
         self.formula, self.visits, self.inverse, self.prediction_types = formula, visits, inverse, prediction_types
         self.spacing, self.clip_denoised, self.final_sigmas_type = spacing, clip_denoised, final_sigmas_type
         self.spacings, self.fractional = spacings, fractional
-        self.__name__, self.__doc__ = formula.__name__, formula.__doc__
+        self.__name__, self.__module__, self.__doc__ = formula.__name__, formula.__module__, formula.__doc__
 
     def __repr__(self) -> str:
         return f"<sampler {self.__name__}>"
 
+    def __reduce__(self) -> str:
+        return self.__name__  # pickled as a function is: by its name in the module of its formula
+
+    @real_tensors()
     def __call__(
         self,
         schedule: Process | Levels,
@@ -133,7 +139,7 @@ class Sampler:
         if self.inverse and isinstance(process, EDM):  # an image is not of the scale that its network is given
             raise TypeError(f"schedule: expected a NoiseSchedule or FlowMatching for {self.__name__}, got EDM")
         types = PREDICTION_TYPES[:3] if process is None or process.is_chain else process.prediction_types
-        prediction_type = prediction_type or types[0]
+        prediction_type = types[0] if prediction_type is None else prediction_type
         check_one_of("prediction_type", prediction_type, self.prediction_types or types)
         if process is not None:
             process.check_prediction(prediction_type)
@@ -166,8 +172,8 @@ def check_clip(clip_denoised: object, clip_range: float) -> float:
     """The bound."""
     if not isinstance(clip_denoised, bool):
         raise TypeError(f"clip_denoised: expected True or False, got {clip_denoised!r}")
-    if not clip_range > 0:
-        raise ValueError(f"clip_range: expected a value above 0, got {clip_range}")
+    if isinstance(clip_range, bool) or not isinstance(clip_range, Real) or not clip_range > 0:
+        raise ValueError(f"clip_range: expected a value above 0, got {clip_range!r}")
     return clip_range if clip_denoised else math.inf
 
 

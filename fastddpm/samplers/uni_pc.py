@@ -40,7 +40,7 @@ def weights(at: Levels, order: int, half: Tensor | float = 0.5) -> tuple[Tensor,
         half: the weight of a single slope, which is not solved for. bh2's.
     """
     lambdas, h = -at.sigmas.log(), at.h
-    half = torch.as_tensor(half).expand_as(h)[:, None]
+    half = torch.as_tensor(half, device="cpu").expand_as(h)[:, None]
     if order == 1:
         return torch.ones_like(half), torch.cat((half, -half), 1)
     before = [torch.cat((torch.full_like(h[:j], torch.nan), lambdas[: -1 - j])) for j in range(1, order)]

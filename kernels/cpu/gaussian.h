@@ -83,6 +83,19 @@ FASTDDPM_INLINE Slopes tanh_bin(double off, double w, double v) {
   return {floored ? kLogFloor : value, floored ? 0 : open ? -by_a : by_off, floored ? 0 : warped_rise(far) * by_b + by_a};
 }
 
+// The log of a deviation where its reciprocal neither overflows nor vanishes. Wider by e^beyond, a bin has e^-beyond as much; in
+// the tanh form it lies below the floor long since, and the edges of a narrow one are as hard as doubles tell.
+template <bool kTanh> struct LogDeviation {
+  static constexpr double kLeast = kTanh ? -100 : -700, kMost = 600;
+  double bounded, beyond;
+
+  explicit LogDeviation(double log) {
+    const double above = log < kLeast ? kLeast : log;  // a NaN passes both
+    bounded = above > kMost ? kMost : above;
+    beyond = !kTanh && log > kMost ? log - kMost : 0;
+  }
+};
+
 // Bins as log_bin takes them, for x_0 - mean and a deviation of 1 / inverse; and which way off turns with the difference.
 struct Bin {
   double off, w, v, side;

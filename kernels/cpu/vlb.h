@@ -66,12 +66,14 @@ template <class T, bool kLearned, bool kByOut, bool kByV> inline void kl(const V
 template <class T, bool kTanh, bool kLearned> inline void first_step(const VlbRow<T>& given, const VlbChunk<T>& c, int64_t n) {
   const auto& g = given;
   const VlbRow<double> row{g.a, g.s, g.p_x, g.p_o, g.bound, g.c, g.e_0, g.e_x, g.e_o, g.v_0, g.v_1, g.precision, g.p, g.q, g.r, g.w};
-  Buffer<double> off, w, v, off_by_out;
+  Buffer<double> off, w, v, off_by_out, beyond;
   const double root = std::sqrt(row.precision), fixed = root * exponential(-row.v_0 / 2).value;  // 1 / deviation
   for (int64_t i = 0; i < n; ++i) {
     const Prediction<double> p(row, c.x_0[i], c.x_t[i], c.out[i]);
-    const double inverse = kLearned ? root * exponential(fused(row.v_1, double(c.v[i]), row.v_0) / -2).value : fixed;
+    const LogDeviation<kTanh> deviation(kLearned ? fused(row.v_1, double(c.v[i]), row.v_0) / 2 : 0);
+    const double inverse = kLearned ? root * exponential(-deviation.bounded).value : fixed;
     const Bin bin(p.diff, inverse, c.x_0[i]);
+    beyond.values[i] = deviation.beyond;
     off.values[i] = bin.off, w.values[i] = bin.w, v.values[i] = bin.v;
     off_by_out.values[i] = bin.side * inverse * p.by_output(row);
   }
@@ -80,7 +82,7 @@ template <class T, bool kTanh, bool kLearned> inline void first_step(const VlbRo
   for (int64_t i = 0; i < n; ++i) {
     const double at = off.values[i], half = w.values[i];
     const Slopes log_p = kTanh ? tanh_bin(at, half, v.values[i]) : log_bin(at, half, v.values[i]);
-    nats.values[i] = T(-log_p.value);
+    nats.values[i] = T(beyond.values[i] - log_p.value);
     by_out.values[i] = T(-scale * log_p.by_off * off_by_out.values[i]);
     by_v.values[i] = T(scale_v * (at * log_p.by_off + half * log_p.by_w));
   }

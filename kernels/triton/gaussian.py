@@ -77,6 +77,7 @@ _G30, _G31, _G40 = map(tl.constexpr, (0.00019833954866044223, -7.52604246372357e
 _K, _CUBIC = tl.constexpr(math.sqrt(2 / math.pi)), tl.constexpr(0.044715)
 _LOG_FLOOR = tl.constexpr(math.log(1e-12))
 _FAR = tl.constexpr(1e30)
+_LEAST_OF_TANH, _MOST_LOG_DEVIATION = tl.constexpr(-20.0), tl.constexpr(80.0)
 
 
 @triton.jit
@@ -84,9 +85,14 @@ def nll(difference, delta, precision, x_0, TANH: tl.constexpr):
     """-log P of x_0's level under N(x_0 - difference, e^delta / precision), and its derivatives by difference and delta.
 
     A level is symmetric, so the mean's side is turned to where the mean lies `off` >= 0 below the level's centre. The levels at
-    -1 and +1 are open to their side: turned so that their one edge is the lower, and `off` may be negative.
+    -1 and +1 are open to their side: turned so that their one edge is the lower, and `off` may be negative. A deviation is bounded
+    as in the reference.
     """
-    e, _, _ = exponential(-0.5 * delta)
+    log_deviation = 0.5 * delta
+    bounded = tl.minimum(log_deviation, _MOST_LOG_DEVIATION, propagate_nan=tl.PropagateNan.ALL)
+    if TANH:
+        bounded = tl.maximum(bounded, _LEAST_OF_TANH, propagate_nan=tl.PropagateNan.ALL)
+    e, _, _ = exponential(-bounded)
     inverse = tl.sqrt_rn(precision) * e
     is_open = tl.abs(x_0) > _EDGE
     side = tl.where(is_open, x_0, difference).to(tl.uint32, bitcast=True)
@@ -95,6 +101,7 @@ def nll(difference, delta, precision, x_0, TANH: tl.constexpr):
         log_p, by_y, by_scale = _tanh_level(off, inverse, is_open)
     else:
         log_p, by_y, by_scale = _level(off, inverse, is_open)
+        log_p -= log_deviation - bounded
     return -log_p, flip(-by_y * inverse, side), 0.5 * by_scale
 
 
