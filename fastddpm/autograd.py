@@ -102,7 +102,9 @@ class ReverseStep(torch.autograd.Function):
         ctx.returned = return_x_0, return_kept
         options = (uncond_output, guidance, bound, history, return_kept)
         x_prev, *others = ops.reverse_step(model_output, x_t, noise, index, rows, return_x_0, *options)
-        ctx.mark_non_differentiable(*(x for x, wanted in zip(others, ctx.returned, strict=True) if not wanted))
+        of_this_step = any(ctx.needs_input_grad[i] for i in (0, 1, 6))  # x_0_hat is of no earlier step
+        wanted = (returned and of_this_step for returned in ctx.returned)
+        ctx.mark_non_differentiable(*(x for x, differentiable in zip(others, wanted, strict=True) if not differentiable))
         return x_prev, *others
 
     @staticmethod
@@ -180,6 +182,8 @@ def reverse_step(
     model_output: Tensor, x_t: Tensor, noise, index, rows, return_x_0: bool, *options
 ) -> tuple[Tensor, Tensor, Tensor]:
     """options: all that the op has defaults for, or nothing."""
+    if options and options[3] and not torch.compiler.is_compiling():
+        options = _read_as_they_are(*options)
     inputs = (model_output, x_t, noise, index, rows, return_x_0, *options)
     if _plain():
         return reference.reverse_step(*inputs)
@@ -195,6 +199,11 @@ def reverse_step(
 
 _reverse_step = ops.reverse_step._op
 """`ops.reverse_step` without its Python half, which only passes arguments on: 2 % of a small step. A compiler wants the op."""
+
+
+def _read_as_they_are(uncond_output, guidance, bound, history, return_kept) -> tuple:
+    """A dispatcher resolves a tensor's negative bit (of a conjugate's imaginary part), but not in an optional list."""
+    return uncond_output, guidance, bound, [x.resolve_neg() if x.is_neg() else x for x in history], return_kept
 
 
 def _each_once(given: Iterable) -> list:

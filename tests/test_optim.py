@@ -119,7 +119,8 @@ def test_a_model_that_is_laid_out_anew_goes_on():
 
 
 def test_an_average_goes_on_where_a_weight_without_a_gradient_is_laid_out_anew():
-    still, moved = params = weights(shapes=((16, 3, 3, 3), (3,)))
+    params = weights(shapes=((16, 3, 3, 3), (3,)))
+    still = params[0]
     optimizer = AdamW(params, ema_decay=0.5, **SETTINGS)
     for step in range(3):
         gradients(params, step)

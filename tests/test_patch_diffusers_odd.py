@@ -38,6 +38,7 @@ ODD_NOISINGS = {
     "an integer image": (torch.ones(3, 2, 4, 4, dtype=torch.uint8), Z, torch.tensor([1, 2, 3])),
     "no samples": (X[:0], Z[:0], torch.tensor([], dtype=torch.int64)),
     "transposed": (X.transpose(1, 3), Z.transpose(1, 3), torch.tensor([1, 2, 3])),
+    "without data": (X.to("meta"), Z.to("meta"), torch.tensor([1, 2, 3])),
     "noise that wants a gradient": (X, Z.clone().requires_grad_(), torch.tensor([1, 2, 3])),
 }
 
@@ -83,6 +84,9 @@ ODD_STEPS = {
     "of vectors": (OUT[:, 0, 0], 500, X[:, 0, 0]),
     "of numbers": (OUT[0, 0, 0, 0], 500, X[0, 0, 0, 0]),
     "integers": (OUT.long(), 500, X.long()),
+    "both in half, of one dimension": (OUT.half(), torch.tensor([500]), X.half()),
+    "an array": (OUT.numpy(), 500, X),
+    "a number": (0.5, 500, X),
     "channels_last": (OUT.to(memory_format=torch.channels_last), 500, X.to(memory_format=torch.channels_last)),
     "with a gradient": (OUT.clone().requires_grad_(), 500, X.clone().requires_grad_()),
 }
@@ -177,6 +181,12 @@ def test_philox_makes_normals_of_the_generator_s_seed(cls, name):
         assert torch.equal(alone[0], first[1])
 
 
+def test_variance_noise_may_be_a_number():
+    plain, patched = pair(DDIM)
+    steps = [each.step(OUT, each.timesteps[1], X, eta=1.0, variance_noise=0.0) for each in (plain, patched)]
+    agree(*steps)
+
+
 def test_given_variance_noise_is_taken():
     plain, patched = pair(DDIM)
     t = plain.timesteps[0]
@@ -231,6 +241,9 @@ TIMESTEPS = {
     "an array": np.array([900, 500, 20]),
     "twice": torch.tensor([900, 900, 500, 500, 20]),
     "past the end": torch.tensor([1000, 500, 20]),
+    "past the end in the middle": torch.tensor([900, 1500, 500, 20]),
+    "below 0": torch.tensor([900, 500, 20, -2]),
+    "below 0 in the middle": torch.tensor([900, -5, 500, 20]),
     "none": torch.tensor([], dtype=torch.int64),
 }
 

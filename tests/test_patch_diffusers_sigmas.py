@@ -70,8 +70,14 @@ CONFIGS = {
 
 def is_left(name, config, prediction):
     """What falls back at some step: order 3 of the SDE; the last step of bh1 (infinity times 0) and what has no length."""
+    clipped = (name, prediction) == (HEUN, "sample") and config.get("clip_sample")
     third = name == SOLVER and config.get("solver_order") == 3 and "algorithm_type" in config
-    return third or (name == UNIPC and config.get("solver_type") == "bh1") or (name, prediction) == (ANCESTRAL, "sample")
+    return (
+        clipped
+        or third
+        or (name == UNIPC and config.get("solver_type") == "bh1")
+        or (name, prediction) == (ANCESTRAL, "sample")
+    )
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)

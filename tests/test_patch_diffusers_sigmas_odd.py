@@ -15,6 +15,7 @@ import diffusers
 from sigma_loops import (
     ANCESTRAL,
     EULER,
+    HEUN,
     LARGEST,
     NAMES,
     OUT,
@@ -66,6 +67,60 @@ def test_a_gradient_flows_through_a_loop(name):
         x.square().sum().backward()
         grads.append(first.grad)
     agree(grads[0], grads[1])
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sample_with_a_negative_bit_is_read_as_what_it_is(name, prediction):
+    """Also where it is kept for later steps."""
+    if (name, prediction) == (ANCESTRAL, "sample"):
+        pytest.skip("not implemented there")
+    negative = X.to(torch.complex64).mul(1j).conj().imag
+    ends = []
+    for each in scaled(*pair(name, prediction_type=prediction)):
+        torch.manual_seed(0)
+        x = negative
+        for t in each.timesteps[:4]:
+            x = each.step(OUT, t, x).prev_sample
+        ends.append(x)
+    assert negative.is_neg()
+    agree(*ends)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_gradient_wanted_at_one_step_is_wanted_where_theirs_is(name):
+    """A later step reads what was kept, and yet its x_0_hat is of none but its own."""
+    wanted = []
+    for each in scaled(*pair(name, 8, prediction_type="epsilon")):
+        torch.manual_seed(0)
+        x, seen = X, []
+        for i, t in enumerate(each.timesteps):
+            came = each.step(OUT, t, x.requires_grad_() if i == 3 else x).prev_sample
+            seen.append(came.requires_grad)
+            x = came.detach()
+        wanted.append(seen)
+    assert wanted[0] == wanted[1] and any(wanted[0]) and not all(wanted[0])
+
+
+@pytest.mark.parametrize("steps", [2, 3, 5, 8])
+def test_heun_of_a_predicted_x_0_is_as_near_to_float64_as_theirs(steps):
+    """Its sigmas fall so far that x and x_0 must be subtracted before they are weighted."""
+    config = {"prediction_type": "sample", "use_beta_sigmas": True, "beta_start": 1e-4, "beta_end": 0.02}
+    errors = []
+    for each in pair(HEUN, steps, **config):
+        x, worst = 10 * X, 0.0
+        sigmas = each.sigmas.double()
+        for t in each.timesteps:
+            out, i = 0.99 * each.scale_model_input(x, t), each.step_index
+            slope = (x.double() - out.double()) / sigmas[i]
+            if each.dt is None:
+                exact = x.double() + slope * (sigmas[i + 1] - sigmas[i])
+            else:
+                exact = each.sample.double() + (each.prev_derivative.double() + slope) / 2 * (sigmas[i] - sigmas[i - 1])
+            x = each.step(out, t, x).prev_sample
+            worst = max(worst, float((x - exact).abs().max() / exact.abs().max()))
+        errors.append(worst)
+    assert errors[1] <= 2 * errors[0] + 2e-7, errors
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -66,6 +66,19 @@ def test_a_first_step_copies():
     assert torch.equal(patched.shadow_params[0], network[0].weight)
 
 
+def test_complex_parameters_are_theirs():
+    weights = [torch.nn.Parameter(torch.ones(3, dtype=torch.complex64))]
+    plain, patched = (EMAModel(weights) for _ in range(2))
+    with fastddpm.patch(patched), torch.no_grad():
+        for _ in range(3):
+            weights[0].add_(1j)
+            for each in (plain, patched):
+                each.step(weights)
+    assert (
+        torch.equal(plain.shadow_params[0], patched.shadow_params[0]) and plain.optimization_step == patched.optimization_step
+    )
+
+
 @pytest.mark.parametrize("given", ["module", "half", "fewer"])
 def test_what_is_not_covered_ends_as_the_original_does(given):
     network = model()

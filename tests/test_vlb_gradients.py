@@ -57,6 +57,35 @@ def test_beyond_the_exponents_float32_is_float64(value):
     torch.testing.assert_close(loss(torch.float32).double(), expected, rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("log_variance", [1400.0, 1500.0, 6e4, math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_deviation_wider_than_any(log_variance, dtype):
+    """The bin's P falls as 1 over it, and its log as minus half the log-variance; the tanh form has its floor long since."""
+    data, t = torch.zeros(1, 1, 1, dtype=dtype), torch.tensor([0])
+    losses, grads = [], []
+    for value, cdf in ((1000.0, "exact"), (log_variance, "exact"), (log_variance, "tanh")):
+        out = torch.tensor([[[0.0], [value]]], dtype=dtype, requires_grad=True)
+        losses.append(vlb_loss(out, data, data, t, SCHEDULE, variance_type="learned", cdf=cdf))
+        grads.append(torch.autograd.grad(losses[-1], out)[0])
+    nat = 1 / math.log(2)
+    expected = losses[0] + (log_variance - 1000) / 2 * nat
+    torch.testing.assert_close(losses[1], expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(grads[1].flatten(), torch.tensor([0, nat / 2], dtype=dtype), rtol=1e-6, atol=0)
+    torch.testing.assert_close(losses[2], torch.tensor(-math.log(1e-12) * nat, dtype=dtype))
+    assert not grads[2].any()
+
+
+@pytest.mark.parametrize("log_variance", [-1500.0, -6e4, -math.inf])
+def test_a_deviation_narrower_than_any(log_variance):
+    """All of it lies in the bin, or nothing does."""
+    out = torch.tensor([[[0.0], [log_variance]]]).expand(2, 2, 1)
+    data, t = torch.zeros(2, 1, 1), torch.zeros(2, dtype=torch.int64)
+    x_t = torch.tensor([0.0, 0.5])[:, None, None]
+    exact, tanh = (vlb_loss(out, data, x_t, t, SCHEDULE, variance_type="learned", cdf=cdf, reduction="none") for cdf in CDFS)
+    assert exact.tolist() == [0, math.inf]
+    torch.testing.assert_close(tanh, torch.tensor([0, -math.log2(1e-12)]))
+
+
 def test_a_gradient_where_the_published_code_has_none():
     """Half the range away from the data, where its probability is clamped: 27.6 nats, whatever the mean and the variance."""
     x_0 = data(1, 1, 33)

@@ -50,7 +50,7 @@ def _why_not(self: Any, config: Any, eta: Any, generator: Any, variance_noise: A
         return "an eta that is no number of 0 or more"
     given = variance_noise is not None and eta > 0
     z, x = variance_noise, sample
-    unlike = given and (z.shape != x.shape or z.dtype is not x.dtype or z.device != x.device)
+    unlike = given and (not isinstance(z, Tensor) or z.shape != x.shape or z.dtype is not x.dtype or z.device != x.device)
     if given and (unlike or generator is not None or z.requires_grad):
         return "variance_noise beside a generator, unlike the sample, or that wants a gradient"
     return ""

@@ -43,11 +43,14 @@ def _walk_of(self: Any, patch: Any, config: Any) -> Walk | None:
 def _walk(abar: Tensor, timesteps: Tensor, config: Any, spaced: bool, variance_type: str, prediction_type: str) -> Walk:
     """In diffusers' own float32, rounding by rounding: at small t its beta has three digits, and its images too.
 
-    Without set_timesteps a step goes from t to t - 1, else to the next of the timesteps.
+    Without set_timesteps a step goes from t to t - 1, else to the next of the timesteps; to the image where that is below 0.
     """
-    table = torch.cat((abar.detach().cpu(), torch.ones(1, dtype=abar.dtype)))  # [-1] is the image
-    t = timesteps.cpu() if spaced else torch.arange(len(abar) - 1, -1, -1)
-    before, after = table[t], table[torch.cat((t[1:], torch.tensor([-1])))]
+    table = abar.detach().cpu()
+    last = len(table) - 1
+    t = timesteps.cpu() if spaced else torch.arange(last, -1, -1)
+    levels = torch.where((t >= 0) & (t <= last), table[t.clamp(0, last)], torch.nan)  # (of a steps_offset, say)
+    image = torch.ones(1, dtype=table.dtype)
+    before, after = levels, torch.cat((torch.where(t[1:] < 0, image, levels[1:]), image))
     alpha = before / after
     beta = 1 - alpha
     small = ((1 - after) / (1 - before) * beta).clamp(min=1e-20)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...averaging import ema_update_
+from ...checks import FLOAT_DTYPES
 from ..compiled import but_compiled
 from ..patch import MARK, Method, Peer, original
 from .walk import HALF
@@ -20,8 +21,9 @@ def step(self: Any, parameters: Iterable[Tensor]) -> None:
         return original(self, step, "a module in place of its parameters")(parameters)
     parameters = list(parameters)
     pairs = list(zip(self.shadow_params, parameters, strict=False))
-    if not all(s.dtype is p.dtype and s.device == p.device for s, p in pairs) or _gathers():
-        return original(self, step, "parameters of another dtype or device than their average's, or DeepSpeed's")(parameters)
+    if not all(s.dtype in FLOAT_DTYPES and s.dtype is p.dtype and s.device == p.device for s, p in pairs) or _gathers():
+        why = "parameters of another dtype or device than their average's, of an unusual dtype, or DeepSpeed's"
+        return original(self, step, why)(parameters)
     if getattr(self, MARK).strict and any(s.dtype in HALF for s, _ in pairs):
         return original(self, step, "strict, in half precision")(parameters)
     self.optimization_step += 1

@@ -27,7 +27,7 @@ from .walk import bound_of
 
 @but_compiled
 def scale_model_input(self: Any, sample: Any, timestep: Any) -> Any:
-    return scaled_input(self, sample, timestep)
+    return scaled_input(self, scale_model_input, sample, timestep)
 
 
 @but_compiled
@@ -44,7 +44,7 @@ def step(
             x, x_0 = stage(self, i, model_output, sample, config.prediction_type == "sample" and not config.clip_sample)
             self._step_index += 1
             return HeunDiscreteSchedulerOutput(prev_sample=x, pred_original_sample=x_0) if return_dict else (x, x_0)
-        why = NOT_OURS
+        why = f"{NOT_OURS}; or, where it clips a predicted x_0, a second stage below a third of the first's sigma"
     return original(self, step, why)(model_output, timestep, sample, return_dict)
 
 
@@ -74,7 +74,13 @@ class Stages:
         half = torch.cat((torch.full_like(at.sigma[:1], torch.nan), at.sigmas.diff()[:-1])) / 2
         second = {**first, "k_x": half / at.sigma, "k_0": -half / at.sigma}
         self.of_first = Rows({**plain(first), **slope, "bound": bound})
-        self.of_second = Rows({**plain(second), "k_h1": half, "k_h2": torch.ones_like(half), "bound": bound})
+        second, there = plain(second), torch.ones_like(half).bool()
+        if prediction == "sample" and clip:  # weighted one by one, x and a predicted x_0 would round more than their difference
+            there = half.abs() <= at.sigma  # (the first's is at most three times its own)
+        elif prediction == "sample":  # that difference in the place of x_0_hat, which nobody asks for
+            one, none = torch.ones_like(half), torch.zeros_like(half)
+            second |= {"p_x": one, "p_o": -one, "k_x": none, "k_o": none, "k_0": half / at.sigma}
+        self.of_second = Rows({**second, "k_h1": half, "k_h2": torch.ones_like(half), "bound": bound}, there)
         self.lengths = sigmas.diff().unbind()
 
     def have(self, i: Any, length: Tensor | None) -> bool:
@@ -103,6 +109,9 @@ PEER = Peer(
         ADD_NOISE,
         Method(scale_model_input, "one division, by a number made once"),
     ),
-    left=("a model_output of another dtype than the sample's, or no tensor",),
+    left=(
+        "a model_output of another dtype than the sample's, or no tensor",
+        "where it clips a predicted x_0, a second stage below a third of its first's sigma",
+    ),
 )
 PEERS = {PEER.name: PEER}

@@ -30,7 +30,7 @@ def _noised(
     if not why:
         try:
             return ours(x, timesteps.to(x.device), _schedule_of(self), noise)
-        except (IndexError, TypeError, ValueError) as refused:  # a timestep of -1 wraps, noise is broadcast, ..
+        except (IndexError, NotImplementedError, TypeError, ValueError) as refused:  # a timestep of -1 wraps, no data, ..
             why = str(refused)
     return original(self, method, why)(x, noise, timesteps)
 

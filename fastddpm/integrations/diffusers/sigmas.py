@@ -16,7 +16,7 @@ from ...tables import Tables
 from ..compiled import but_compiled
 from ..patch import MARK, Method, Patch, original
 from ..tables import cached
-from .walk import HALF, Steps, finite_rows, unfit
+from .walk import HALF, NO_TENSOR, Steps, finite_rows, unfit
 
 NOT_OURS = "a step beyond the scheduler's, or where it divides by 0"
 
@@ -78,7 +78,7 @@ def falling(at: Levels, order: int) -> Tensor:
 def why_not(patch: Patch, output: Any, sample: Any) -> str:
     """Why a step is the original's; "" where it is ours."""
     if not isinstance(output, Tensor) or not isinstance(sample, Tensor):
-        return "a model_output or a sample that is no tensor"
+        return NO_TENSOR
     return unfit(patch, output, sample)
 
 
@@ -104,13 +104,15 @@ def upcast_step(rows: Rows, i: int, output: Tensor, sample: Tensor, noise: Tenso
 
 @but_compiled
 def scale_model_input(self: Any, sample: Any, timestep: Any) -> Any:
-    scaled = scaled_input(self, sample, timestep)
+    scaled = scaled_input(self, scale_model_input, sample, timestep)
     self.is_scale_input_called = True
     return scaled
 
 
-def scaled_input(self: Any, sample: Any, timestep: Any) -> Any:
+def scaled_input(self: Any, method: Callable[..., Any], sample: Any, timestep: Any) -> Any:
     sigmas = self.sigmas
+    if not isinstance(sigmas, Tensor):
+        return original(self, method, "sigmas that are no tensor")(sample, timestep)
     scales = cached(getattr(self, MARK), "scales", (sigmas,), lambda: ((sigmas**2 + 1) ** 0.5).unbind())
     return sample / scales[step_index(self, timestep)]
 

@@ -72,7 +72,7 @@ class Walk(Steps):
     def row(self, timestep: Any, timesteps: Tensor) -> int:
         """The row of a timestep; -1 where there is none."""
         if isinstance(timestep, Tensor):
-            if timestep.numel() != 1:
+            if timestep.dim():  # theirs broadcasts the coefficients then, and promotes half precision
                 return -1
             if not timestep.is_cpu and _lies_in(timestep, timesteps):  # known by where it lies: a read would wait
                 return self.rows_in_order[timestep.storage_offset() - timesteps.storage_offset()]
@@ -110,8 +110,13 @@ def bound_of(config: Any, like: Tensor) -> Tensor:
     return torch.full_like(like, config.clip_sample_range if config.clip_sample else math.inf)
 
 
+NO_TENSOR = "a model_output or a sample that is no tensor"
+
+
 def why_not(patch: Patch, walk: Walk, row: int, output: Tensor, sample: Tensor, returns_output: bool) -> str:
     """Why a step is the original's; "" where it is ours."""
+    if not isinstance(output, Tensor) or not isinstance(sample, Tensor):
+        return NO_TENSOR
     if row < 0:
         return "a timestep that is none of the scheduler's, or where it divides by 0"
     if output.dtype is not sample.dtype and (returns_output or torch.promote_types(output.dtype, sample.dtype) != sample.dtype):

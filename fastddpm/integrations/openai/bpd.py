@@ -72,23 +72,25 @@ def calc_bpd_loop(
         t = torch.full((len(x_0),), i, device=x_0.device)
         with torch.no_grad():
             output = model_output(self, model, x_t, t, model_kwargs)
-        noise, next_t = (drawn(patch, x_start), schedule.index_on(x_0.device, i - 1)) if i else (None, None)
         why = why_not_output(patch, chain, output, x_0)
-        if not why:
-            here, x_t = vlb_terms(output, x_0, x_t, None, t, rows, True, noise, next_t)
-        else:
+        if why:
             step = (given(output), x_start, x_t, t, clip_denoised, model_kwargs)
             here = _terms_of(x_start, original(self, _vb_terms_bpd, why)(*step))
-            x_t = x_t if noise is None else q_sample(x_0, i - 1, schedule, noise)
+        noise, next_t = (drawn(patch, x_start), schedule.index_on(x_0.device, i - 1)) if i else (None, None)
+        if not why:
+            here, x_t = vlb_terms(output, x_0, x_t, None, t, rows, True, noise, next_t)
+        elif noise is not None:
+            x_t = q_sample(x_0, i - 1, schedule, noise)
         terms.append(here)
-    vb, xstart_mse = torch.stack(terms).permute(1, 2, 0).contiguous()
+    vb, missed = torch.stack(terms).permute(1, 2, 0).contiguous()
     prior = prior_kl(x_start, schedule)
+    squared = torch.promote_types(output.dtype, x_start.dtype) if chain.prediction_type == "sample" else missed.dtype
     return {
         "total_bpd": vb.sum(dim=1) + prior,
         "prior_bpd": prior,
         "vb": vb,
-        "xstart_mse": xstart_mse,
-        "mse": snr.flip(0) * xstart_mse,
+        "xstart_mse": missed.to(squared),
+        "mse": snr.flip(0) * missed,
     }
 
 
