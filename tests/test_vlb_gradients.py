@@ -73,6 +73,10 @@ def test_a_deviation_wider_than_any(log_variance, dtype):
     torch.testing.assert_close(grads[1].flatten(), torch.tensor([0, nat / 2], dtype=dtype), rtol=1e-6, atol=0)
     torch.testing.assert_close(losses[2], torch.tensor(-math.log(1e-12) * nat, dtype=dtype))
     assert not grads[2].any()
+    for end, cdf in itertools.product((-1, 1), CDFS):
+        out = torch.tensor([[[0.0], [log_variance]]], dtype=dtype, requires_grad=True)
+        half = vlb_loss(out, data + end, data, t, SCHEDULE, variance_type="learned", cdf=cdf)
+        assert abs(float(half.detach()) - 1) < 1e-6 and not torch.autograd.grad(half, out)[0].any(), "one half: a bit"
 
 
 @pytest.mark.parametrize("log_variance", [-1500.0, -6e4, -math.inf])

@@ -65,7 +65,7 @@ def nll(difference: Tensor, delta: Tensor, precision: Tensor, x_0: Tensor, tanh_
     """-log P of x_0's bin of width 2/255 under N(x_0 - difference, exp(delta) / precision), in nats. As `kl`.
 
     Pixels at -1 and +1 own the bin to the end of the line (Ho et al. 2020, eq. 13). A deviation wider than any is bounded, and
-    what it is wider by is added: its bin's P falls as 1 over it, or lies below the tanh form's floor.
+    what it is wider by is added: an inner bin's P falls as 1 over it (or lies below the tanh form's floor).
     """
     log_deviation = delta / 2
     least, least_of_tanh, most = _LOG_DEVIATIONS[delta.dtype]
@@ -75,9 +75,9 @@ def nll(difference: Tensor, delta: Tensor, precision: Tensor, x_0: Tensor, tanh_
     inner, open_side = (tanh_bin, tanh_tail) if tanh_cdf else (log_bin, log_tail)
     below, above = x_0 < -_EDGE, x_0 > _EDGE
     value, by_y, by_w = inner(y, w)
+    value = value if tanh_cdf else value - (log_deviation - most).clamp(min=0)
     tail, slope = open_side(torch.where(above, w - y, w + y))  # the bin's one edge, seen from its open side
     value = torch.where(below | above, tail, value)
-    value = value if tanh_cdf else value - (log_deviation - most).clamp(min=0)
     by_y = torch.where(below, slope, torch.where(above, -slope, by_y))
     by_w = torch.where(below | above, slope, by_w)
     return -value, -by_y * inverse, (y * by_y + w * by_w) / 2

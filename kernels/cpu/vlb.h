@@ -73,7 +73,7 @@ template <class T, bool kTanh, bool kLearned> inline void first_step(const VlbRo
     const LogDeviation<kTanh> deviation(kLearned ? fused(row.v_1, double(c.v[i]), row.v_0) / 2 : 0);
     const double inverse = kLearned ? root * exponential(-deviation.bounded).value : fixed;
     const Bin bin(p.diff, inverse, c.x_0[i]);
-    beyond.values[i] = deviation.beyond;
+    beyond.values[i] = bin.v < kFar ? deviation.beyond : 0;  // of an open one half, whatever the deviation
     off.values[i] = bin.off, w.values[i] = bin.w, v.values[i] = bin.v;
     off_by_out.values[i] = bin.side * inverse * p.by_output(row);
   }

@@ -101,7 +101,7 @@ def nll(difference, delta, precision, x_0, TANH: tl.constexpr):
         log_p, by_y, by_scale = _tanh_level(off, inverse, is_open)
     else:
         log_p, by_y, by_scale = _level(off, inverse, is_open)
-        log_p -= log_deviation - bounded
+        log_p -= tl.where(is_open, 0.0, log_deviation - bounded)
     return -log_p, flip(-by_y * inverse, side), 0.5 * by_scale
 
 
