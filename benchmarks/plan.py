@@ -102,7 +102,7 @@ def left_out(quick: bool) -> list[dict[str, str]]:
         ("kernel: other providers than eager", "they are timed against fastddpm in turn, at the shapes of level ratio"),
     ]
     for name in sorted(set(peers.CALLS) - set(peers.installed())):
-        reasons.append((name, "not installed"))
+        reasons.append((name, "not installed, or without something that it imports"))
     if not torch.cuda.is_available():
         reasons.append(("GPUs", "not measured on a GPU"))
     if not quick and why_not_compiled():

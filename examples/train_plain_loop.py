@@ -1,6 +1,6 @@
 """A plain PyTorch training loop with fastddpm dropped in: what it replaces stands in the comments.
 
-Run it with `pip install 'fastddpm[train]'` and `python examples/train_plain_loop.py [steps]`. It trains on scikit-learn's
+Run it with `pip install '.[train]'` and `python examples/train_plain_loop.py [steps]`. It trains on scikit-learn's
 handwritten digits and prints the loss, then draws a few digits as text. Model, optimizer and data are whatever you have.
 """
 

@@ -26,5 +26,6 @@ def load() -> None:
     else:
         raise ImportError(
             "fastddpm is imported from a source tree whose C++ kernels are not built. Build them with "
-            "`pip install --no-build-isolation -e .`, or set FASTDDPM_SKIP_CPP=1 to run on the eager reference."
+            "`pip install --no-build-isolation -e .`, or set FASTDDPM_SKIP_CPP=1 to run on the eager reference. (Where "
+            "fastddpm is installed, the current folder hides it: leave the folder, or call `fastddpm info`.)"
         )

@@ -33,7 +33,7 @@ OPS = (
     "reverse_step_backward",
     "adamw_",
 )
-"""The ops with a Triton kernel: all but copy_key, a copy already."""
+"""The ops with a Triton kernel: all but copy_key, a copy already, and total_norm, torch's `_foreach_norm`."""
 
 WITHOUT_KERNELS = ("MPS", "XPU")
 """Dispatch keys that run the reference and announce it. (So does "CUDA" where triton is missing.)"""

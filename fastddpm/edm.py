@@ -52,6 +52,7 @@ class EDM(Process):
             raise ValueError(f"sigma_min: expected one below sigma_max {sigma_max}, got {sigma_min}")
         self.sigma_data, self.sigma_min, self.sigma_max, self.rho = sigma_data, sigma_min, sigma_max, rho
         self.density = LogNormal(as_finite("P_mean", P_mean), P_std)
+        self.timesteps = torch.zeros(0, device="cpu")
         super().__init__(torch.tensor([*positive.values(), P_mean], dtype=torch.float64, device="cpu"))
 
     def __repr__(self) -> str:

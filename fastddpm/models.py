@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from .checks import check_output, describe
-from .schedule import LEARNED_VARIANCE_TYPES
 
 Model = Callable[..., Any]
 """`model(x_t, t, **model_kwargs)`: a tensor, or an object with a `.sample` tensor (diffusers)."""
@@ -23,8 +22,6 @@ def call_model(model: Model, x_t: Tensor, t: Tensor, model_kwargs: Mapping[str, 
     output = getattr(output, "sample", output) if not isinstance(output, Tensor) else output
     if not isinstance(output, Tensor):
         raise TypeError(f"model: expected a tensor, or an object whose .sample is one, got {describe(output)}")
-    if variance_type not in LEARNED_VARIANCE_TYPES and output.shape != x_t.shape:
-        raise ValueError(f"model: expected an output of x_t's shape {list(x_t.shape)}, got {list(output.shape)}")
     check_output(output, variance_type, "x_t", x_t, "model")
     return output
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from .checks import check_one_of, describe
 from .conversions import openai_timesteps, tables_of, told
 from .process import Process
+from .spacings import EVEN
 from .tables import real_tensors
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "previous")
@@ -21,7 +22,6 @@ FIXED_VARIANCE_TYPES = ("fixed_small", "fixed_large")
 LEARNED_VARIANCE_TYPES = ("learned", "learned_range")
 VARIANCE_TYPES = (*FIXED_VARIANCE_TYPES, *LEARNED_VARIANCE_TYPES)
 FIRST_VARIANCES = ("posterior", "beta")
-SPACINGS = ("leading", "trailing", "linspace")
 
 
 class NoiseSchedule(Process):
@@ -217,12 +217,8 @@ class NoiseSchedule(Process):
         total = len(self)
         if not 1 <= steps <= total:
             raise ValueError(f"steps: expected 1 .. {total}, got {steps}")
-        check_one_of("spacing", spacing, SPACINGS)
-        if spacing == "leading":
-            return torch.arange(steps, device="cpu") * (total // steps)
-        if spacing == "linspace":
-            return torch.linspace(0, total - 1, steps, dtype=torch.float64, device="cpu").round().long()
-        return (total - torch.arange(steps, dtype=torch.float64, device="cpu") * (total / steps)).round().long().flip(0) - 1
+        check_one_of("spacing", spacing, tuple(EVEN))
+        return EVEN[spacing](total, steps, 0).round().long().flip(0)
 
     def _listed(self, steps: Any) -> Tensor:
         index = torch.as_tensor(steps, device="cpu")

@@ -115,5 +115,5 @@ def _indices(owner: Tables) -> Tensor:
 
 
 def _brief(timesteps: Tensor) -> str:
-    given = timesteps.tolist()
+    given = timesteps.tolist() or ["none"]
     return ", ".join(map(str, given if len(given) < 8 else (*given[:3], "..", *given[-3:])))

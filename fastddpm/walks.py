@@ -48,7 +48,7 @@ class Walks:
         settings = {"clip_denoised": clip_denoised, "spacing": spacing, "clip_range": clip_range, **options}
         settings = {name: value for name, value in settings.items() if value is not None}
         if sampler == "ddpm":
-            evenly = spacing is None and "steps_offset" not in options
+            evenly = spacing is None and not options.get("steps_offset")
             schedule = self._chain(steps) if evenly else self.schedule
             settings |= {} if evenly else {"steps": _hashable(steps)}
         else:

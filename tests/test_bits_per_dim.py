@@ -220,7 +220,7 @@ def test_bad_input():
         ({"batch_size": 0}, ValueError, "batch_size: expected 1 or more"),
         ({"batch_size": 2.0}, TypeError, "batch_size"),
         ({"first_sample": -1}, ValueError, "first_sample"),
-        ({"model": lambda x, t: x[:, :1]}, ValueError, "model: expected an output of x_t's shape"),
+        ({"model": lambda x, t: x[:, :1]}, ValueError, "model: expected x_t's shape"),
         ({"model": lambda x, t: None}, TypeError, "model"),
     ]
     for changed, error, named in bad:

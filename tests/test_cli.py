@@ -67,6 +67,10 @@ def test_mistakes(tmp_path, data, capsys):
     assert "schedule: expected one of linear, cosine, got 'sine'" in fails(
         ["train", f"--data={data}", "--schedule=sine"], capsys
     )
+    assert "lr: expected a finite number above 0, got inf" in fails(["train", f"--data={data}", out, "--lr=inf"], capsys)
+    assert "weight_decay: expected a finite number, 0 or more, got inf" in fails(
+        ["train", f"--data={data}", out, "--weight-decay=inf"], capsys
+    )
     assert "width: expected a multiple of 8, got 12" in fails(["train", f"--data={data}", out, "--width=12"], capsys)
     assert checkpoint.NAME in fails(["sample", str(tmp_path)], capsys)
     assert not (tmp_path / "run").exists()
@@ -112,7 +116,7 @@ def test_a_missing_package_is_named_where_it_is_needed():
     hide = "import sys; sys.modules['diffusers'] = None; from fastddpm.train.cli import main"
     script = f"{hide}; assert main(['info']) == 0; sys.exit(main(['sample', 'run']))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and "diffusers" in done.stderr and "pip install '.[train]'" in done.stderr, done.stderr
+    assert done.returncode == 2 and "diffusers" in done.stderr and "pip install 'fastddpm[train]'" in done.stderr, done.stderr
 
 
 def test_info(capsys):

@@ -72,6 +72,18 @@ def test_a_constant_decay_begins_with_the_weights_at_the_first_step():
     )
 
 
+def test_a_constant_decay_is_one_to_diffusers_ema_model_too():
+    ema_model = pytest.importorskip("diffusers.training_utils").EMAModel
+    _, optimizer = trained(3, ema_decay=0.9)
+    theirs, later = ema_model(network(1).parameters()), network(2)
+    theirs.load_state_dict(optimizer.average.state_dict())
+    theirs.step(later.parameters())
+    close(
+        theirs.shadow_params,
+        [torch.lerp(e, p, 0.1) for e, p in zip(optimizer.average.tensors, later.parameters(), strict=True)],
+    )
+
+
 def test_a_swap_lends_the_averages_to_the_model():
     model, optimizer = trained(ema_decay=0.7)
     own, averages = ([x.detach().clone() for x in xs] for xs in (model.parameters(), optimizer.average.tensors))

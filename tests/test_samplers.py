@@ -14,7 +14,8 @@ from test_golden import GOLDEN, TOLERANCES, close, golden, timesteps_of
 
 from fastddpm import NoiseSchedule, reverse_step, samplers
 from fastddpm.samplers import SAMPLERS, Levels
-from fastddpm.samplers.levels import EVEN, levels_of
+from fastddpm.samplers.levels import levels_of
+from fastddpm.spacings import EVEN
 
 SCHEDULE = NoiseSchedule.linear(100)
 ZERO_SNR = SCHEDULE.zero_terminal_snr()
@@ -290,6 +291,11 @@ REFUSED = {
     ),
     "levels that rise": (
         lambda: samplers.euler(Levels(torch.arange(2), torch.tensor([1.0, 2.0, 0.0], dtype=torch.float64))),
+        ValueError,
+        "sigmas: expected values that fall",
+    ),
+    "levels that stay": (
+        lambda: samplers.euler(Levels(torch.arange(3), torch.tensor([2.0, 2.0, 1.0, 0.0], dtype=torch.float64))),
         ValueError,
         "sigmas: expected values that fall",
     ),

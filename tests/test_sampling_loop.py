@@ -198,12 +198,18 @@ def test_inpainting_puts_what_is_known_at_each_level(name, mask):
     ends = torch.cat((rows.alphas_cumprod.flip(0)[1:], torch.ones(1)))
     z = noises("inpainting", 0, len(rows))
 
-    def edit(n, x):
-        return torch.where(mask.bool(), ends[n].sqrt() * KNOWN + (1 - ends[n]).sqrt() * z[n], x)
+    edited = []
 
-    images = sample(name, inpaint=(KNOWN.double(), mask), **WIDE)
-    close(images, walked(rows, x, edit=edit))
-    assert torch.equal(images[..., ::2], KNOWN[..., ::2].double())
+    def edit(n, x):
+        known = ends[n].sqrt() * KNOWN.double() + (1 - ends[n]).sqrt() * z[n].double()
+        edited.append(torch.where(mask.bool(), known, x))
+        return edited[-1]
+
+    path = sample(name, inpaint=(KNOWN.double(), mask), return_trajectory=True, **WIDE)
+    walked(rows, x, edit=edit)
+    for got, expected in zip(path[1:], edited, strict=True):
+        close(got, expected)
+    assert torch.equal(path[-1][..., ::2], KNOWN[..., ::2].double())
 
 
 def test_where_a_mask_is_between_it_takes_a_part_of_each():
@@ -263,6 +269,10 @@ def test_steps_that_are_a_list_are_kept_like_a_number():
         assert all(same_bits(run(name, kind([40, 20, 3])), first) for kind in (list, tuple, torch.tensor))
         assert len(diffusion._kept) == kept
     assert same_bits(run("ddim", torch.tensor(5)), run("ddim", 5))
+
+
+def test_an_offset_of_none_changes_nothing():
+    assert same_bits(*(sample("ddpm", steps=4, seed=1, **given) for given in ({}, {"steps_offset": 0})))
 
 
 @pytest.mark.parametrize("name", ["ddpm", "ddim"])

@@ -324,6 +324,17 @@ def test_zero_terminal_snr_needs_two_steps():
         NoiseSchedule.linear(1, 0.1, 0.1).zero_terminal_snr()
 
 
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_a_chain_is_respaced_as_a_samplers_steps_are(spacing):
+    """By numpy's rounding, of which halves are a matter."""
+    chain = NoiseSchedule.linear(1000)
+    for steps in (*range(1, 130), 500, 501, 999, 1000):
+        respaced = chain.respace(steps, spacing).timesteps
+        assert torch.equal(respaced, samplers.ddpm(chain, steps=steps, spacing=spacing).timesteps)
+        if spacing == "linspace":
+            assert respaced.tolist() == np.linspace(0, 999, steps).round().tolist()
+
+
 def test_a_default_device_does_not_move_the_tables():
     with torch.device("meta"):
         schedule = NoiseSchedule.cosine(20).zero_terminal_snr().respace(10).respace(5, "leading").respace([0, 2, 4])

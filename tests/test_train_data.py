@@ -83,6 +83,21 @@ def test_an_image_is_turned_as_its_camera_was_held(tmp_path):
     assert images[0, 0].tolist() == np.rot90(pixels, -1).tolist()
 
 
+@pytest.mark.parametrize("channels", ["grey", "rgb"])
+def test_grey_values_of_16_bits_are_scaled_to_8(tmp_path, channels):
+    deep = np.linspace(0, 65535, 64).round().astype(np.uint16).reshape(8, 8)
+    Image.fromarray(deep).save(tmp_path / "a.png")
+    images = load_images(str(tmp_path), image_size=8, channels=channels)
+    assert (images[0, 0].numpy() == np.round(deep / 257)).all() and bool((images == images[:, :1]).all())
+
+
+def test_an_image_of_floats_is_skipped(tmp_path):
+    Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "a.tiff")
+    Image.fromarray(np.ones((8, 8), np.uint8)).save(tmp_path / "b.png")
+    with pytest.warns(UserWarning, match="a.tiff.*expected 8 or 16 bits a channel, got pillow's mode 'F'"):
+        assert len(load_images(str(tmp_path), image_size=8)) == 1
+
+
 def test_folder_names_and_counts_what_it_skips(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
     for name in ("a.png", "b.png", "c.png"):

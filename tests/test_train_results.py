@@ -1,6 +1,7 @@
 """What a run leaves: pictures, metrics, timings, and a pipeline for diffusers."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from fastddpm import q_sample, reverse_step, samplers
 from fastddpm.train import TrainConfig, UsageError, checkpoint, report, train
 from fastddpm.train.config import SCHEDULES
 from fastddpm.train.drawing import draw
+from fastddpm.train.metrics import Metrics
 from fastddpm.train.network import make_network, make_scheduler
-from fastddpm.train.pictures import GAP, save_grid
+from fastddpm.train.pictures import GAP, save_bound_plot, save_grid
 from fastddpm.train.results import write_results
 from fastddpm.train.runs import load_run
 
@@ -136,3 +138,31 @@ def test_network_takes_any_image(shape):
     network = make_network(TrainConfig(data="digits", width=8), shape).eval()
     x = torch.zeros(2, *shape)
     assert network(x, torch.tensor([0, 9])).sample.shape == x.shape
+
+
+def test_each_line_is_the_mean_of_its_own_steps(tmp_path):
+    """The last one's of fewer."""
+    metrics = Metrics(tmp_path / "metrics.jsonl", 4, torch.device("cpu"))
+    metrics.start(0)
+    for step, loss in enumerate((1.0, 2.0, 3.0, 6.0, 10.0, 20.0)):
+        metrics.add(step, torch.tensor(loss))
+        if step in (3, 5):
+            metrics.write(step + 1, 8)
+    assert [(line["step"], line["loss"]) for line in metrics.lines] == [(4, 3.0), (6, 15.0)]
+
+
+def test_a_run_that_diverges_is_told_of_once_and_its_file_is_json(tmp_path):
+    metrics = Metrics(tmp_path / "metrics.jsonl", 1, torch.device("cpu"))
+    metrics.start(0)
+    with pytest.warns(UserWarning, match="loss: not finite from step 2 on") as told:
+        for step, loss in enumerate((1.0, math.nan, math.inf)):
+            metrics.add(step, torch.tensor(loss))
+            metrics.write(step + 1, 8)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert len(told) == 1 and [json.loads(line, parse_constant=pytest.fail)["loss"] for line in lines] == [1.0, None, None]
+
+
+def test_a_bound_of_nothing_that_is_finite_is_drawn_all_the_same(tmp_path):
+    nothing = torch.full((5,), math.nan)
+    save_bound_plot(torch.arange(5), nothing, nothing, nothing, tmp_path / "a.png")
+    assert Image.open(tmp_path / "a.png").size == (1200, 480)

@@ -76,7 +76,8 @@ def test_a_deviation_wider_than_any(log_variance, dtype):
     for end, cdf in itertools.product((-1, 1), CDFS):
         out = torch.tensor([[[0.0], [log_variance]]], dtype=dtype, requires_grad=True)
         half = vlb_loss(out, data + end, data, t, SCHEDULE, variance_type="learned", cdf=cdf)
-        assert abs(float(half.detach()) - 1) < 1e-6 and not torch.autograd.grad(half, out)[0].any(), "one half: a bit"
+        assert abs(float(half.detach()) - 1) < 1e-6, "one half: a bit"
+        assert float(torch.autograd.grad(half, out)[0].abs().max()) < 1e-30
 
 
 @pytest.mark.parametrize("log_variance", [-1500.0, -6e4, -math.inf])

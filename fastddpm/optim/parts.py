@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from ..checks import describe
-from ..rows import AdamWRow, pack
+from ..checks import FLOAT_DTYPES, describe
+from ..rows import AdamWRow, pack, width
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -37,7 +36,7 @@ class Parts:
                 lay_out(self.state[p], p, averaged, none)
         self._number(averaged, none, updates)
         self.settings: list[tuple] = []
-        self.rows = torch.zeros(len(self.counts), 8, dtype=torch.float64, device=self.steps.device)
+        self.rows = torch.zeros(len(self.counts), width(AdamWRow), dtype=torch.float64, device=self.steps.device)
 
     def _number(self, averaged: bool, none: Tensor, updates: float) -> None:
         """Which weight is in which part. Those without a gradient whose average moves are the last."""
@@ -120,7 +119,7 @@ def check_group(group: dict[str, Any]) -> None:
 def check_weight(name: str, p: Tensor, first: Tensor) -> None:
     if is_traceable_wrapper_subclass(p):
         raise TypeError(f"{name}: expected a plain tensor, got {type(p).__name__} (sharded by FSDP2, or quantized)")
-    if p.dtype not in DTYPES:
+    if p.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{name}: expected a tensor of float32, float64, bfloat16 or float16, got {describe(p)}")
     if p.device != first.device:
         raise ValueError(f"{name}: expected all weights on one device ({first.device}), got {describe(p)} on {p.device}")

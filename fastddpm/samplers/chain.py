@@ -8,8 +8,9 @@ from torch import Tensor
 from ..checks import check_one_of
 from ..coefficients import variance_columns, x_0_columns
 from ..schedule import FIXED_VARIANCE_TYPES, PREDICTION_TYPES, VARIANCE_TYPES, NoiseSchedule, check_schedule
+from ..spacings import EVEN
 from ..tables import real_tensors
-from .levels import EVEN, spaced
+from .levels import spaced
 from .sampler import check_clip
 from .step_rows import StepRows
 

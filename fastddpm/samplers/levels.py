@@ -10,6 +10,7 @@ from torch import Tensor
 from ..checks import as_int, check_one_of, describe
 from ..process import Process, Target, karras, target_of
 from ..schedule import NoiseSchedule
+from ..spacings import EVEN, Spacing, count_up, leading, linspace, trailing
 
 FINAL_SIGMAS = ("zero", "sigma_min")
 
@@ -115,30 +116,9 @@ def check_levels(levels: Levels) -> None:
 
 # ---- from a schedule ----
 
-Spacing = Callable[[int, int, int], Tensor]
-"""(T, S, steps_offset) -> descending timesteps, float64 `[S]`."""
-
-
-def _leading(total: int, steps: int, offset: int) -> Tensor:
-    return _count(steps).flip(0) * (total // steps) + offset
-
-
-def _trailing(total: int, steps: int, offset: int) -> Tensor:
-    return (total - _count(steps) * (total / steps)).round() - 1
-
-
-def _linspace(total: int, steps: int, offset: int) -> Tensor:
-    if steps == 1:
-        return torch.zeros(1, dtype=torch.float64, device="cpu")
-    return (_count(steps) * ((total - 1) / (steps - 1))).flip(0)
-
 
 def _without_the_last(spacing: Spacing) -> Spacing:
     return lambda total, steps, offset: spacing(total, steps + 1, offset)[:-1]
-
-
-def _count(steps: int) -> Tensor:
-    return torch.arange(steps, dtype=torch.float64, device="cpu")
 
 
 def _lcm(total: int, steps: int, offset: int) -> Tensor:
@@ -155,11 +135,10 @@ def lcm_timesteps(num_timesteps: int, steps: int, original_inference_steps: int 
     return [(original_inference_steps - n * original_inference_steps // steps) * stride - 1 for n in range(steps)]
 
 
-EVEN: Mapping[str, Spacing] = {"leading": _leading, "trailing": _trailing, "linspace": _linspace}
 INNER: Mapping[str, Spacing] = {
-    "leading": _without_the_last(_leading),
-    "trailing": _trailing,
-    "linspace": _without_the_last(_linspace),
+    "leading": _without_the_last(leading),
+    "trailing": trailing,
+    "linspace": _without_the_last(linspace),
 }
 """DPM-Solver's and UniPC's: of S + 1 timesteps all but the last, which is left to the final step."""
 CONSISTENCY: Mapping[str, Spacing] = {"lcm": _lcm, **EVEN}
@@ -171,7 +150,7 @@ def spaced(
     """Which timesteps of 0 .. total - 1, descending, float64 `[S]`: of an int by the spacing, or an explicit list."""
     check_one_of("spacing", spacing, tuple(spacings))
     if steps is None:
-        return _count(total).flip(0)
+        return count_up(total).flip(0)
     if isinstance(steps, bool):
         raise TypeError(f"steps: expected an int or a list of timesteps, got {steps}")
     if not isinstance(steps, Integral):
@@ -224,7 +203,7 @@ def levels_of(
         t = _timesteps_at(of_schedule, sigmas)
         t = t if fractional else t.round()
     else:
-        t = spaced(len(schedule), steps, spacing, steps_offset, {**spacings, "karras": _trailing}, fractional)
+        t = spaced(len(schedule), steps, spacing, steps_offset, {**spacings, "karras": trailing}, fractional)
         sigmas = _between(of_schedule, t)
     final = of_schedule[:1] if final_sigmas_type == "sigma_min" else torch.zeros_like(of_schedule[:1])
     given = _between(schedule.timesteps.double(), t)

@@ -29,7 +29,7 @@ def lms(at: Levels, order: int = 4) -> Columns:
         w[n, : len(nodes)] = _integrals(nodes, s, s_next)
         w[n, :1] -= s_next - s if len(nodes) else 0
     w *= at.a_next[:, None]
-    return {**straight(at), "k_e": w[:, 0], **_of_history(w, at), **keeping(at, at.a)}
+    return {**straight(at), "k_e": w[:, 0], **_of_history(w, at), **keeping(at.a)}
 
 
 def _of_history(w: Tensor, at: Levels) -> Columns:
@@ -65,7 +65,7 @@ def plms(at: Levels) -> Columns:
     shift = at.a_next / at.a
     slope = at.b_next - shift * at.b
     w = slope[:, None] * torch.tensor([_at_row(n) for n in range(len(slope))], dtype=torch.float64, device="cpu")
-    k_x, kept = shift.clone(), keeping(at, at.a)
+    k_x, kept = shift.clone(), keeping(at.a)
     if len(w) > 1:
         half = slope[0] / 2
         w[1, :2] = torch.stack((half, -half))

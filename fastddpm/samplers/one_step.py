@@ -29,7 +29,7 @@ def ancestral(at: Levels) -> Columns:
     }
 
 
-def keeping(at: Levels, scale: Tensor) -> Columns:
+def keeping(scale: Tensor) -> Columns:
     """x / n - x_0_hat for later steps (of a, s eps_hat): of eps_hat = x / b - x_0_hat a / b the roundings would not cancel."""
     there = scale > 0
     return {"c_x": torch.where(there, 1 / scale, 0.0), "c_0": torch.where(there, -1.0, 0.0).double()}
@@ -116,7 +116,7 @@ def heun(at: Levels, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = 
         "k_e": half,
         "k_h1": -half / before,
         "sigma": s_noise * at.a_next * (at.sigmas[1:] ** 2 - at.sigma**2).clamp(min=0).sqrt(),
-        **keeping(at, n),
+        **keeping(n),
     }
 
 

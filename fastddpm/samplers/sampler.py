@@ -12,8 +12,9 @@ from ..checks import check_one_of
 from ..edm import EDM
 from ..process import Process, check_process, epsilon_of, x_0_of
 from ..schedule import PREDICTION_TYPES, NoiseSchedule
+from ..spacings import EVEN, Spacing
 from ..tables import real_tensors
-from .levels import EVEN, Levels, Spacing, check_levels, levels_of
+from .levels import Levels, check_levels, levels_of
 from .step_rows import StepRows
 
 Columns = dict[str, Tensor]

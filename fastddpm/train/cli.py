@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with ranks.joined():
                 return options.command(options)
         except ModuleNotFoundError as error:
-            return _fail(f"{error}. The trainer's packages come with: pip install '.[train]'")
+            return _fail(f"{error}. The trainer's packages come with: pip install 'fastddpm[train]', in a checkout '.[train]'")
         except (UsageError, OSError) as error:
             return _fail(str(error))
         except KeyboardInterrupt:
@@ -214,7 +214,7 @@ def _sample(options: argparse.Namespace) -> int:
     count = options.n or (64 if len(seeds) == 1 else len(seeds))
     if len(seeds) not in (1, count):
         raise UsageError(f"--seed: expected one, or one for each of the images, -n {count}, got {len(seeds)}")
-    seed = seeds[0] if len(seeds) == 1 else torch.tensor(seeds)
+    seed = seeds[0] if len(seeds) == 1 else torch.tensor([(n + 2**63) % 2**64 - 2**63 for n in seeds])  # as one is taken
     out = _checked("--out", options.run, options.out or Path("samples.png"), ".png")
     film = options.gif and Film(_checked("--gif", options.run, options.gif, ".gif"))
     given = (options.sampler, options.steps, seed, labels_of(run, options.label, count), options.guidance)

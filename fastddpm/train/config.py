@@ -1,5 +1,6 @@
 """What a run is made of: each setting with its check, kept beside the weights, and an option of the command line."""
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -91,10 +92,10 @@ class TrainConfig:
         2e-3,
         float,
         "learning rate at its height, between a warm-up and a cosine to zero",
-        "above 0",
-        lambda value: value > 0,
+        "a finite number above 0",
+        lambda value: 0 < value < math.inf,
     )
-    weight_decay: float = _setting(0.0, float, "AdamW's", "0 or more", lambda value: value >= 0)
+    weight_decay: float = _setting(0.0, float, "AdamW's", "a finite number, 0 or more", lambda value: 0 <= value < math.inf)
     ema_decay: float = _setting(
         0.995,
         float,

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,9 +109,21 @@ def decode(path: str, size: int, channels: str) -> np.ndarray | None:
 
     try:
         with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("L" if channels == "grey" else "RGB")
+            upright = _eight_bits(ImageOps.exif_transpose(image), image.format)
+            upright = upright.convert("L" if channels == "grey" else "RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what pillow's decoders raise
         warnings.warn(f"skipped '{path}', which can't be read as an image: {error}", stacklevel=2)
         return None
     square = ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC)
     return np.asarray(square).reshape(size, size, CHANNELS[channels])
+
+
+def _eight_bits(image: Any, kind: str | None) -> Any:
+    """pillow cuts grey values above 255 off, where those of 16 bits are to be scaled."""
+    from PIL import Image
+
+    if image.mode.startswith("I;16") or (image.mode, kind) == ("I", "PNG"):
+        return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"expected 8 or 16 bits a channel, got pillow's mode {image.mode!r}")
+    return image

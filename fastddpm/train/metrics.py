@@ -1,7 +1,9 @@
 """The losses of a run: kept on the device, read every few steps, one line of metrics.jsonl each time."""
 
 import json
+import math
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,8 @@ class Metrics:
     def write(self, step: int, batch_size: int) -> dict[str, str]:
         """A line for the steps since the last one, once `step` are made; returns what a progress bar shows of it."""
         loss = float(ranks.mean(self._losses[: (step - 1) % self.every + 1].mean(), self.weight))
+        if not math.isfinite(loss) and (not self.lines or math.isfinite(self.lines[-1]["loss"])) and ranks.rank() == 0:
+            warnings.warn(f"loss: not finite from step {step} on, the run has diverged (a lower lr may help)", stacklevel=2)
         now = time.perf_counter()
         speed = (step - self._since_step) * batch_size / (now - self._since)
         self._since, self._since_step = now, step
@@ -59,4 +63,5 @@ class Metrics:
 
 
 def _as_line(values: dict[str, float]) -> str:
-    return json.dumps(values) + "\n"
+    """What is not finite as null: JSON has no word for it."""
+    return json.dumps({name: value if math.isfinite(value) else None for name, value in values.items()}) + "\n"

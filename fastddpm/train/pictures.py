@@ -105,14 +105,19 @@ def save_bound_plot(timesteps: Tensor, vb: Tensor, x_0_mse: Tensor, eps_mse: Ten
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(timesteps + 1, vb, linewidth=1)
-    left.set(xlabel="t + 1", ylabel="term of the bound, bits/dim", xscale="log", yscale="log")
+    left.set(xlabel="t + 1", ylabel="term of the bound, bits/dim", xscale="log", yscale=_scale(vb))
     right.plot(timesteps + 1, x_0_mse, linewidth=1, label="x_0")
     right.plot(timesteps + 1, eps_mse, linewidth=1, label="eps")
-    right.set(xlabel="t + 1", ylabel="mean squared error", xscale="log", yscale="log")
+    right.set(xlabel="t + 1", ylabel="mean squared error", xscale="log", yscale=_scale(torch.stack((x_0_mse, eps_mse))))
     right.legend()
     for axes in (left, right):
         axes.grid(alpha=0.3)
     _save_figure(figure, path)
+
+
+def _scale(values: Tensor) -> str:
+    """Logarithmic where there is something that has a logarithm: matplotlib refuses to draw nothing."""
+    return "log" if bool((values.isfinite() & (values > 0)).any()) else "linear"
 
 
 def _save_figure(figure: Any, path: Path) -> None:

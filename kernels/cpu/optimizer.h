@@ -149,8 +149,9 @@ Tensor adamw_(const Tensors params, const Tensors grads, const Tensors exp_avgs,
               const std::vector<int64_t> counts, const Tensor& rows, const Tensor& steps, const MaybeTensor& grad_scale,
               const MaybeTensor& found_inf, std::optional<double> max_grad_norm, double decay, int64_t update_after, bool warmup,
               bool zero_grads) {
+  constexpr int64_t kColumns = sizeof(AdamWRow<double>) / sizeof(double);
   const int64_t parts = int64_t(counts.size());
-  const auto* row = numbers_of<AdamWRow<double>>("rows", rows, ScalarType::Double, 8 * parts);
+  const auto* row = numbers_of<AdamWRow<double>>("rows", rows, ScalarType::Double, kColumns * parts);
   float* n = numbers_of<float>("steps", steps, ScalarType::Float, 1 + parts);
   AdamWTensors all{params, exp_avgs, exp_avg_sqs, averages, grads};
   const auto weights = bind_weights(all, counts);

@@ -85,8 +85,8 @@ def nll(difference, delta, precision, x_0, TANH: tl.constexpr):
     """-log P of x_0's level under N(x_0 - difference, e^delta / precision), and its derivatives by difference and delta.
 
     A level is symmetric, so the mean's side is turned to where the mean lies `off` >= 0 below the level's centre. The levels at
-    -1 and +1 are open to their side: turned so that their one edge is the lower, and `off` may be negative. A deviation is bounded
-    as in the reference.
+    -1 and +1 are open to their side: turned so that their one edge is the lower, and `off` may be negative. A deviation is
+    bounded as in the reference.
     """
     log_deviation = 0.5 * delta
     bounded = tl.minimum(log_deviation, _MOST_LOG_DEVIATION, propagate_nan=tl.PropagateNan.ALL)

@@ -15,7 +15,7 @@ import triton.language as tl
 from .launcher import launch
 from .tile import elements_of
 
-NONE, MEAN, SUM = 0, 1, 2
+NONE, MEAN = 0, 1
 _TILES = ((128, 1), (1024, 4), (4096, 8))  # a program's shares at most, its warps
 _RUN = _TILES[-1][0]
 

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from ...averaging import ema_update_
-from ...checks import FLOAT_DTYPES
+from ...checks import FLOAT_DTYPES, HALF_DTYPES
 from ..compiled import but_compiled
 from ..patch import MARK, Method, Peer, original
-from .walk import HALF
 
 
 @but_compiled
@@ -24,7 +23,7 @@ def step(self: Any, parameters: Iterable[Tensor]) -> None:
     if not all(s.dtype in FLOAT_DTYPES and s.dtype is p.dtype and s.device == p.device for s, p in pairs) or _gathers():
         why = "parameters of another dtype or device than their average's, of an unusual dtype, or DeepSpeed's"
         return original(self, step, why)(parameters)
-    if getattr(self, MARK).strict and any(s.dtype in HALF for s, _ in pairs):
+    if getattr(self, MARK).strict and any(s.dtype in HALF_DTYPES for s, _ in pairs):
         return original(self, step, "strict, in half precision")(parameters)
     self.optimization_step += 1
     self.cur_decay_value = self.get_decay(self.optimization_step)

@@ -22,7 +22,7 @@ from .sigmas import (
     why_not,
     without_x_0,
 )
-from .walk import bound_of
+from .walk import bounded
 
 
 @but_compiled
@@ -37,7 +37,7 @@ def step(
     patch, config = getattr(self, MARK), self.config
     why = _why_not(self, patch, config, model_output, sample)
     if not why:
-        seen = (self.sigmas, config.prediction_type, config.clip_sample, config.clip_sample_range, config)
+        seen = (self.sigmas, config.prediction_type, config.clip_sample, config.clip_sample_range)
         stages, i = cached(patch, "step", seen, lambda: Stages(*seen)), step_index(self, timestep)
         if stages.have(i, self.dt):
             stage = stages.first if self.dt is None else stages.second
@@ -65,10 +65,10 @@ def _why_not(self: Any, patch: Patch, config: Any, output: Any, sample: Any) -> 
 class Stages:
     """Both kinds of rows. A first one keeps its slope (x - x_0_hat) / sigma; a second goes back to the first one's sample."""
 
-    def __init__(self, sigmas: Tensor, prediction: str, clip: bool, clip_range: float, config: Any):
+    def __init__(self, sigmas: Tensor, prediction: str, clip: bool, clip_range: float):
         at = levels_of(sigmas)
         plain = (lambda columns: columns) if clip else without_x_0
-        bound = bound_of(config, at.sigma)
+        bound = bounded(clip, clip_range, at.sigma)
         slope = {"c_x": 1 / at.sigma, "c_0": -1 / at.sigma}
         first = over_a(at, columns_of(at, straight(at), prediction))
         half = torch.cat((torch.full_like(at.sigma[:1], torch.nan), at.sigmas.diff()[:-1])) / 2

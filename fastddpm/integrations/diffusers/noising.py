@@ -5,12 +5,12 @@ from typing import Any
 
 from torch import Tensor
 
+from ...checks import HALF_DTYPES
 from ...functional import q_sample, velocity
 from ...schedule import NoiseSchedule
 from ..compiled import but_compiled
 from ..patch import MARK, Method, original
 from ..tables import cached
-from .walk import HALF
 
 
 @but_compiled
@@ -42,7 +42,7 @@ def _why_not(self: Any, x: Tensor, noise: Tensor, timesteps: Tensor) -> str:
         return "an argument that is no tensor"
     if noise.dtype is not x.dtype:
         return "noise of another dtype than the sample's"
-    if patch.strict and x.dtype in HALF:
+    if patch.strict and x.dtype in HALF_DTYPES:
         return "strict, in half precision"
     if self.alphas_cumprod.device != x.device:  # theirs moves it, and scripts index it with timesteps of that device
         self.alphas_cumprod = self.alphas_cumprod.to(device=x.device)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ... import autograd
-from ...checks import FLOAT_DTYPES, check_data, check_index, check_noise
+from ...checks import FLOAT_DTYPES, HALF_DTYPES, check_data, check_index, check_noise
 from ...functional import arithmetic
 from ...process import x_0_of
 from ...rows import NoisingRow, pack
@@ -16,7 +16,7 @@ from ...tables import Tables
 from ..compiled import but_compiled
 from ..patch import MARK, Method, Patch, original
 from ..tables import cached
-from .walk import HALF, NO_TENSOR, Steps, finite_rows, unfit
+from .walk import NO_TENSOR, Steps, finite_rows, unfit
 
 NOT_OURS = "a step beyond the scheduler's, or where it divides by 0"
 
@@ -222,7 +222,7 @@ def _noised(patch: Patch, made: Noising, x: Tensor, noise: Tensor, timesteps: An
         check_data("x", x)
         if noise.dtype is not x.dtype or len(timesteps) not in (1, len(x)):
             return "noise of another dtype than the sample's, or a number of timesteps that is not theirs"
-        if patch.strict and x.dtype in HALF:
+        if patch.strict and x.dtype in HALF_DTYPES:
             return "strict, in half precision"
         at = made.index(timesteps, x.device) if index is None else made.index_on(x.device, index)
         check_index("timesteps", at, x)

@@ -9,14 +9,12 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ... import autograd
-from ...checks import FLOAT_DTYPES
+from ...checks import FLOAT_DTYPES, HALF_DTYPES
 from ...functional import arithmetic
 from ...samplers import StepRows
 from ..draws import drawn_key
 from ..patch import Patch
 from ..torch_normals import quick_normals
-
-HALF = (torch.float16, torch.bfloat16)
 
 
 class Steps:
@@ -107,7 +105,11 @@ def walkable(abar: Any, t: Any) -> bool:
 
 def bound_of(config: Any, like: Tensor) -> Tensor:
     """The bound of x_0_hat: a scheduler's clip_sample_range where it clips."""
-    return torch.full_like(like, config.clip_sample_range if config.clip_sample else math.inf)
+    return bounded(config.clip_sample, config.clip_sample_range, like)
+
+
+def bounded(clip: bool, clip_range: float, like: Tensor) -> Tensor:
+    return torch.full_like(like, clip_range if clip else math.inf)
 
 
 NO_TENSOR = "a model_output or a sample that is no tensor"
@@ -133,7 +135,7 @@ def unfit(patch: Patch, output: Tensor, sample: Tensor, learned: bool = False) -
         return "a model_output of another shape or device than the sample's, or without a batch"
     if output.dtype not in FLOAT_DTYPES or sample.dtype not in FLOAT_DTYPES:
         return "a model_output or a sample of an unusual dtype"
-    if patch.strict and (sample.dtype in HALF or output.dtype in HALF):
+    if patch.strict and (sample.dtype in HALF_DTYPES or output.dtype in HALF_DTYPES):
         return "strict, in half precision"
     return ""
 

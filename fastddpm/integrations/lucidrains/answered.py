@@ -4,9 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ...checks import FLOAT_DTYPES
+from ...checks import FLOAT_DTYPES, HALF_DTYPES
 from ..patch import MARK
-from .noising import HALF
 
 UNFIT = "a model's output of another shape or device than x's, or strict in half precision"
 
@@ -15,7 +14,11 @@ def fits(self: Any, output: Any, x: Tensor) -> bool:
     """Whether the kernels take a network's output."""
     if not isinstance(output, Tensor) or output.dtype not in FLOAT_DTYPES:
         return False
-    return output.shape == x.shape and output.device == x.device and not (getattr(self, MARK).strict and output.dtype in HALF)
+    return (
+        output.shape == x.shape
+        and output.device == x.device
+        and not (getattr(self, MARK).strict and output.dtype in HALF_DTYPES)
+    )
 
 
 def answered(self: Any, output: Any) -> Any:

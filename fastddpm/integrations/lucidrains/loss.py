@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from ...autograd import mse_loss
+from ...checks import HALF_DTYPES
 from ...noise import randn
 from ...ops import MEAN, NONE
 from ..compiled import but_compiled
 from ..patch import Method, original
 from .answered import UNFIT, answered, fits
-from .noising import HALF, arithmetic, drawn, noised, promoted, why_not, why_not_at
+from .noising import arithmetic, drawn, noised, promoted, why_not, why_not_at
 from .rows import LOSSES, X_T, Rows, rows_of
 
 
@@ -64,7 +65,7 @@ def _loss(objective: str, rows: Rows, output: Tensor, x_start: Tensor, t: Tensor
     z, x_0 = None if objective == "pred_x0" else noise, None if objective == "pred_noise" else x_start
     dtype = rows.dtype if objective == "pred_v" else output.dtype
     dtype = promoted(dtype, output, *(x_start if x.dtype is torch.int64 else x for x in (z, x_0) if x is not None))
-    if dtype in HALF and torch.is_autocast_enabled(output.device.type):
+    if dtype in HALF_DTYPES and torch.is_autocast_enabled(output.device.type):
         dtype = torch.float32  # where mse_loss is computed under autocast
     dtype = torch.promote_types(dtype, rows.dtype)
     loss = mse_loss(output, z, x_0, None, t, rows.on(arithmetic(dtype)), NONE if each else MEAN)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...autograd import noising
-from ...checks import FLOAT_DTYPES
+from ...checks import FLOAT_DTYPES, HALF_DTYPES
 from ...noise import randn
 from ..compiled import but_compiled
 from ..draws import drawn_key
@@ -14,7 +14,6 @@ from ..patch import MARK, Method, Patch, original
 from ..torch_normals import randn_like
 from .rows import NOISE_OF_X_0, X_0_OF_NOISE, X_0_OF_V, X_T, Rows, Table, V, rows_of
 
-HALF = (torch.float16, torch.bfloat16)
 STRICT = "strict, in half precision"
 
 
@@ -100,13 +99,13 @@ def why_not(self: Any, rows: Rows, x: Tensor, z: Tensor | None = None) -> str:
             return "a second tensor of another shape or device, or that is no floating one"
         if z.requires_grad and torch.is_grad_enabled():
             return "a gradient through the second tensor"
-    if patch.strict and (x.dtype in HALF or (z is not None and z.dtype in HALF)):
+    if patch.strict and (x.dtype in HALF_DTYPES or (z is not None and z.dtype in HALF_DTYPES)):
         return STRICT
     return why_not_rows(patch, rows)
 
 
 def why_not_rows(patch: Patch, rows: Rows) -> str:
-    return rows.why_not or (STRICT if patch.strict and rows.dtype in HALF else "")
+    return rows.why_not or (STRICT if patch.strict and rows.dtype in HALF_DTYPES else "")
 
 
 def why_not_at(t: Tensor, x: Tensor) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...checks import FLOAT_DTYPES
+from ...checks import FLOAT_DTYPES, HALF_DTYPES
 from ...coefficients import log_variance_ends, x_0_columns
 from ...functional import arithmetic
 from ...samplers import StepRows, ddpm
@@ -20,7 +20,6 @@ from ..patch import MARK, Patch
 from ..tables import cached
 from ..torch_normals import randn_like
 
-HALF = (torch.float16, torch.bfloat16)
 PREDICTION_TYPES = {"EPSILON": "epsilon", "START_X": "sample", "PREVIOUS_X": "previous"}
 VARIANCE_TYPES = {
     "FIXED_SMALL": "fixed_small",
@@ -133,7 +132,7 @@ def _rows(chain: Chain, clip: bool, **columns: Any) -> StepRows:
 
 def wide(x: Tensor) -> Tensor:
     """Their tables' dtype is float32, and half precision is promoted by it."""
-    return x.float() if x.dtype in HALF else x
+    return x.float() if x.dtype in HALF_DTYPES else x
 
 
 def drawn(patch: Patch, x: Tensor) -> Tensor:
@@ -188,7 +187,7 @@ def why_not_data(patch: Patch, chain: Any, x: Any, *like_x: Any) -> str:
         return chain
     if not isinstance(x, Tensor) or x.dtype not in FLOAT_DTYPES or x.dim() < 2 or x.numel() == 0:
         return "data that is no floating tensor [B, C, ...]"
-    if patch.strict and x.dtype in HALF:
+    if patch.strict and x.dtype in HALF_DTYPES:
         return "strict, in half precision"
     for other in like_x:
         if not isinstance(other, Tensor) or other.shape != x.shape or other.device != x.device:
@@ -208,6 +207,6 @@ def why_not_output(patch: Patch, chain: Chain, output: Any, x: Tensor) -> str:
         return "a model's output of another shape than the data's"
     if arithmetic(output) is not arithmetic(x):
         return "a model's output of another precision than the data's"
-    if patch.strict and output.dtype in HALF:
+    if patch.strict and output.dtype in HALF_DTYPES:
         return "strict, in half precision"
     return ""

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from ... import functional
+from ...checks import HALF_DTYPES
 from ...functional import mse_loss
 from ...noise import randn
 from ...vlb import hybrid_loss, vlb_loss
 from ..compiled import but_compiled
 from ..patch import MARK, original
-from .chain import HALF, Chain, chain_of, drawn, given, model_output, why_not, why_not_output, wide
+from .chain import Chain, chain_of, drawn, given, model_output, why_not, why_not_output, wide
 
 LOSSES = ("MSE", "RESCALED_MSE", "KL", "RESCALED_KL")
 
@@ -49,7 +50,7 @@ def training_losses(
     if why:
         noise = randn(noise, x_start.shape, dtype) if noise.dtype is torch.int64 else noise
         return original(self, training_losses, why)(given(output), x_start, t, model_kwargs, noise)
-    if output.dtype in HALF:  # where t waits for the backward, and a script may write the next ones into it
+    if output.dtype in HALF_DTYPES:  # where t waits for the backward, and a script may write the next ones into it
         t = t.clone()
     if self.loss_type.name in ("KL", "RESCALED_KL"):
         bound = vlb_loss(output, x_0, x_t, t, chain.schedule, **about(chain))
