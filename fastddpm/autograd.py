@@ -182,7 +182,7 @@ def reverse_step(
     model_output: Tensor, x_t: Tensor, noise, index, rows, return_x_0: bool, *options
 ) -> tuple[Tensor, Tensor, Tensor]:
     """options: all that the op has defaults for, or nothing."""
-    if options and options[3] and not torch.compiler.is_compiling():
+    if options and options[3]:
         options = _read_as_they_are(*options)
     inputs = (model_output, x_t, noise, index, rows, return_x_0, *options)
     if _plain():
@@ -203,7 +203,9 @@ _reverse_step = ops.reverse_step._op
 
 def _read_as_they_are(uncond_output, guidance, bound, history, return_kept) -> tuple:
     """A dispatcher resolves a tensor's negative bit (of a conjugate's imaginary part), but not in an optional list."""
-    return uncond_output, guidance, bound, [x.resolve_neg() if x.is_neg() else x for x in history], return_kept
+    if torch.compiler.is_compiling() or any(x.is_neg() for x in history):
+        history = [x.resolve_neg() for x in history]
+    return uncond_output, guidance, bound, history, return_kept
 
 
 def _each_once(given: Iterable) -> list:

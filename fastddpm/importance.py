@@ -103,7 +103,7 @@ class LossSecondMoment:
         try:
             counts = self._counts.index_select(0, t)  # unlike [t], it takes no negative one from the end
         except IndexError as error:
-            raise IndexError(f"t: expected 0 .. {self.num_timesteps - 1}, got {t.tolist()}") from error
+            raise IndexError(f"t: expected 0 .. {self.num_timesteps - 1}, got {int(t.min())} .. {int(t.max())}") from error
         place = torch.arange(len(t), device=t.device)
         first, last = torch.searchsorted(t, t), torch.searchsorted(t, t, right=True) - 1
         # more of one t than its ring holds: all that meet in a column write the loss of the last of them

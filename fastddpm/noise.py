@@ -16,7 +16,7 @@ from .autograd import NEVER
 from .checks import as_int, as_shape, check_float_dtype, check_key, check_one_of, describe
 from .densities import WORDS, Density, LogNormal, check_density
 from .reference.keys import TIMESTEP_STREAM
-from .reference.operands import transformed
+from .reference.operands import has_batches
 from .reference.philox import normals
 
 BELOW_1 = 1 - 2**-24
@@ -193,7 +193,8 @@ def randn(
         key: int64 `[B, 2]`, see `noise_key`.
         shape: the shape wanted; its first size is B.
         dtype: float32, bfloat16, float16 or float64: the float32 normal, cast.
-        memory_format: how the result lies in memory. It does not change which element gets which normal.
+        memory_format: how the result lies in memory (not under vmap over keys). It does not change which element gets which
+            normal.
 
     Returns:
         A tensor of that shape and dtype on the key's device.
@@ -203,7 +204,7 @@ def randn(
     shape = as_shape("shape", shape)
     if shape[0] != key.shape[0]:
         raise ValueError(f"shape: expected a first size of {key.shape[0]} (the key's rows), got {shape}")
-    if transformed():
+    if has_batches(key):  # vmap's, of which no memory can be handed over
         return normals(key, math.prod(shape[1:])).reshape(shape).to(dtype)
     out = torch.empty(shape, dtype=dtype, device=key.device, memory_format=memory_format)
     ops.randn_(out, key)

@@ -92,12 +92,12 @@ class NoiseSchedule(Process):
         """A sigmoid in abar (Jabri et al. 2022, "sigmoid"; lucidrains'). diffusers' schedule of that name is one in beta."""
 
         _check_positive("tau", tau)
-        if start == end:
-            raise ValueError(f"end: expected another than start, got {end} for both")
+        lower, upper = _logistic(start / tau), _logistic(end / tau)
+        if lower == upper:
+            raise ValueError(f"start, end: expected a sigmoid that rises between them, got {start} and {end}")
 
         def curve(u: float) -> float:
-            upper = _logistic(end / tau)
-            return (upper - _logistic((u * (end - start) + start) / tau)) / (upper - _logistic(start / tau))
+            return (upper - _logistic((u * (end - start) + start) / tau)) / (upper - lower)
 
         return cls._from_curve(num_timesteps, max_beta, curve)
 
@@ -125,6 +125,7 @@ class NoiseSchedule(Process):
         return cls(betas, abar, torch.arange(len(betas), device="cpu"))
 
     @classmethod
+    @real_tensors()
     def from_alphas_cumprod(cls, alphas_cumprod: Tensor | Sequence[float]) -> "NoiseSchedule":
         """From abar `[T]`: in (0, 1) and strictly decreasing; the last value may be 0 (zero terminal SNR)."""
         return cls._from_levels("alphas_cumprod", _table("alphas_cumprod", alphas_cumprod), None)

@@ -77,6 +77,8 @@ class Tables:
         if isinstance(timestep, bool) or not isinstance(timestep, Real):
             raise TypeError(f"timestep: expected a number, got {describe(timestep)}")
         found = (self.timesteps == timestep).nonzero().flatten().tolist()
+        if not len(self.timesteps):
+            raise ValueError(f"timestep: expected none, since {type(self).__name__} has no table of steps, got {timestep}")
         if len(found) != 1:
             raise ValueError(
                 f"timestep: expected one of {_brief(self.timesteps)} that one step has, got {timestep}, of {len(found)}"
@@ -115,5 +117,5 @@ def _indices(owner: Tables) -> Tensor:
 
 
 def _brief(timesteps: Tensor) -> str:
-    given = timesteps.tolist() or ["none"]
+    given = timesteps.tolist()
     return ", ".join(map(str, given if len(given) < 8 else (*given[:3], "..", *given[-3:])))

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .checks import check_one_of
+from .checks import as_int, check_one_of
 from .samplers import SAMPLERS, StepRows
 from .samplers.levels import check_start
 from .schedule import NoiseSchedule, check_schedule
@@ -48,7 +48,7 @@ class Walks:
         settings = {"clip_denoised": clip_denoised, "spacing": spacing, "clip_range": clip_range, **options}
         settings = {name: value for name, value in settings.items() if value is not None}
         if sampler == "ddpm":
-            evenly = spacing is None and not options.get("steps_offset")
+            evenly = spacing is None and as_int("steps_offset", options.get("steps_offset", 0)) == 0
             schedule = self._chain(steps) if evenly else self.schedule
             settings |= {} if evenly else {"steps": _hashable(steps)}
         else:

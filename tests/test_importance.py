@@ -164,7 +164,7 @@ def test_bad_input():
     with pytest.raises(ValueError, match=r"losses: expected floating \[3\]"):
         sampler.update(torch.arange(3), torch.rand(4))
     for t in (-1, T):
-        with pytest.raises(IndexError, match=rf"t: expected 0 \.\. {T - 1}, got \[.*{t}"):
+        with pytest.raises(IndexError, match=rf"t: expected 0 \.\. {T - 1}, got (-1 \.\. 2|2 \.\. 20)"):
             sampler.update(torch.tensor([2, t]), torch.ones(2))
     with pytest.raises(ValueError, match="state: expected losses that are finite"):
         sampler.load_state_dict({**sampler.state_dict(), "losses": torch.full((T, 10), math.nan)})

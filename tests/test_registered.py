@@ -349,6 +349,18 @@ def test_a_loop_that_begins_with_one_tensor_for_all_of_its_history_compiles():
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
+def test_a_history_with_a_negative_bit_is_read_as_what_it_is():
+    rows, x = every_column(), values(*SHAPE)
+    negative = values(*SHAPE, seed=1).to(torch.complex64).mul(1j).conj().imag
+
+    def step(history):
+        return reverse_step(x, x, 7, rows, key(), uncond_output=x, history=[history] * rows.history, return_kept=True)[0]
+
+    expected = step(negative.resolve_neg())
+    assert negative.is_neg() and torch.equal(step(negative), expected)
+    assert torch.equal(torch.compile(step, fullgraph=True, backend="aot_eager")(negative), expected)
+
+
 def test_a_training_step_through_inductor():
     """The real compiler, once: needs a C++ compiler at run time."""
     diffusion = GaussianDiffusion(SCHEDULE)

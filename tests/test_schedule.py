@@ -293,8 +293,9 @@ def test_ends_out_of_range_are_errors():
 def test_a_sigmoid_that_is_none_is_refused():
     with pytest.raises(ValueError, match="tau: expected a value above 0, got 0"):
         NoiseSchedule.sigmoid(10, tau=0)
-    with pytest.raises(ValueError, match="end: expected another than start, got 1 for both"):
-        NoiseSchedule.sigmoid(10, 1, 1)
+    for start, end in ((1, 1), (40, 80)):
+        with pytest.raises(ValueError, match=f"start, end: expected a sigmoid that rises .*, got {start} and {end}"):
+            NoiseSchedule.sigmoid(10, start, end)
     with pytest.raises(ValueError, match="num_timesteps: expected an int of 1 or more, got True"):
         NoiseSchedule.linear(True)
 

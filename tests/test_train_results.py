@@ -154,7 +154,7 @@ def test_each_line_is_the_mean_of_its_own_steps(tmp_path):
 def test_a_run_that_diverges_is_told_of_once_and_its_file_is_json(tmp_path):
     metrics = Metrics(tmp_path / "metrics.jsonl", 1, torch.device("cpu"))
     metrics.start(0)
-    with pytest.warns(UserWarning, match="loss: not finite from step 2 on") as told:
+    with pytest.warns(UserWarning, match="loss: not finite in the steps up to 2") as told:
         for step, loss in enumerate((1.0, math.nan, math.inf)):
             metrics.add(step, torch.tensor(loss))
             metrics.write(step + 1, 8)

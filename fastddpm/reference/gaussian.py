@@ -19,8 +19,9 @@ _HALF_WIDTH = 1 / 255
 _EDGE = 0.999
 """Beyond it the bins are open: OpenAI's threshold."""
 _LOG_ROOT_2_PI = math.log(math.sqrt(2 * math.pi))
-_LOG_DEVIATIONS = {torch.float32: (-85, -20, 80), torch.float64: (-700, -100, 600)}
-"""Of which the reciprocals neither overflow nor vanish: the least, that of the tanh form (which takes cubes), the most."""
+_LOG_DEVIATIONS = {torch.float32: (-70, -20, 80), torch.float64: (-600, -100, 600)}
+"""Of which the reciprocals, times a root of the precision, neither overflow nor vanish: the least, that of the tanh form, which
+takes cubes, and the most."""
 _NODES = ((0.1834346424956498, 0.362683783378362), (0.5255324099163290, 0.3137066458778873),
           (0.7966664774136267, 0.2223810344533745), (0.9602898564975363, 0.1012285362903763))  # fmt: skip
 """Gauss-Legendre on [-1, 1], 8 points: the positive ones, and their weights."""

@@ -20,6 +20,16 @@ def _batched(x: Tensor | None) -> bool:
     return x is not None and not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(x)
 
 
+def has_batches(x: Tensor) -> bool:
+    """Whether vmap goes over a tensor's values, under whatever other transforms."""
+    functorch = torch._C._functorch
+    while torch._C._are_functorch_transforms_active() and functorch.is_functorch_wrapped_tensor(x):
+        if functorch.is_batchedtensor(x):
+            return True
+        x = functorch.get_unwrapped(x)
+    return False
+
+
 def elements(x: Tensor) -> int:
     """Of one sample."""
     return math.prod(x.shape[1:])

@@ -43,7 +43,8 @@ class Metrics:
         """A line for the steps since the last one, once `step` are made; returns what a progress bar shows of it."""
         loss = float(ranks.mean(self._losses[: (step - 1) % self.every + 1].mean(), self.weight))
         if not math.isfinite(loss) and (not self.lines or math.isfinite(self.lines[-1]["loss"])) and ranks.rank() == 0:
-            warnings.warn(f"loss: not finite from step {step} on, the run has diverged (a lower lr may help)", stacklevel=2)
+            told = f"loss: not finite in the steps up to {step}, the run has diverged (a lower lr may help)"
+            warnings.warn(told, stacklevel=2)
         now = time.perf_counter()
         speed = (step - self._since_step) * batch_size / (now - self._since)
         self._since, self._since_step = now, step

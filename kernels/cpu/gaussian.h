@@ -86,7 +86,7 @@ FASTDDPM_INLINE Slopes tanh_bin(double off, double w, double v) {
 // The log of a deviation where its reciprocal neither overflows nor vanishes. Wider by e^beyond, an inner bin has e^-beyond as much; in
 // the tanh form it lies below the floor long since, and the edges of a narrow one are as hard as doubles tell.
 template <bool kTanh> struct LogDeviation {
-  static constexpr double kLeast = kTanh ? -100 : -700, kMost = 600;
+  static constexpr double kLeast = kTanh ? -100 : -600, kMost = 600;
   double bounded, beyond;
 
   explicit LogDeviation(double log) {

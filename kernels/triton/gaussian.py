@@ -32,13 +32,14 @@ _LEAST, _MOST = tl.constexpr(-88.2), tl.constexpr(88.3)
 
 
 @triton.jit
-def exponential(x):
-    """e^x, e^x - 1 and e^x - 1 - x >= 0, none of which cancels near 0. e^x is 0 below -88.0, and stays 2.2e38 above 88.3.
+def exponential(x, LEAST: tl.constexpr = _LEAST, MOST: tl.constexpr = _MOST):
+    """e^x, e^x - 1 and e^x - 1 - x >= 0, none of which cancels near 0. e^x stays what it is at LEAST and at MOST: 0 (below -88.0),
+    and 2.2e38.
 
     x = n ln 2 + r;  e^r - 1 = p = r + q, q = r^2 P(r)
     """
-    bounded = tl.maximum(x, _LEAST, propagate_nan=tl.PropagateNan.ALL)
-    bounded = tl.minimum(bounded, _MOST, propagate_nan=tl.PropagateNan.ALL)
+    bounded = tl.maximum(x, LEAST, propagate_nan=tl.PropagateNan.ALL)
+    bounded = tl.minimum(bounded, MOST, propagate_nan=tl.PropagateNan.ALL)
     rounded = tl.fma(bounded, _LOG2_E, _ROUNDER)
     n = rounded - _ROUNDER
     scale = ((rounded.to(tl.int32, bitcast=True) << 23) + 0x3F800000).to(tl.float32, bitcast=True)
@@ -77,7 +78,7 @@ _G30, _G31, _G40 = map(tl.constexpr, (0.00019833954866044223, -7.52604246372357e
 _K, _CUBIC = tl.constexpr(math.sqrt(2 / math.pi)), tl.constexpr(0.044715)
 _LOG_FLOOR = tl.constexpr(math.log(1e-12))
 _FAR = tl.constexpr(1e30)
-_LEAST_OF_TANH, _MOST_LOG_DEVIATION = tl.constexpr(-20.0), tl.constexpr(80.0)
+_WIDEST, _NARROWEST, _NARROWEST_OF_TANH = map(tl.constexpr, (-80.0, 70.0, 20.0))  # log 1 / deviation
 
 
 @triton.jit
@@ -85,14 +86,10 @@ def nll(difference, delta, precision, x_0, TANH: tl.constexpr):
     """-log P of x_0's level under N(x_0 - difference, e^delta / precision), and its derivatives by difference and delta.
 
     A level is symmetric, so the mean's side is turned to where the mean lies `off` >= 0 below the level's centre. The levels at
-    -1 and +1 are open to their side: turned so that their one edge is the lower, and `off` may be negative. A deviation is
-    bounded as in the reference.
+    -1 and +1 are open to their side: turned so that their one edge is the lower, and `off` may be negative. A deviation
+    is bounded: -log P of one wider than e^80 stays what it is there, with its slope.
     """
-    log_deviation = 0.5 * delta
-    bounded = tl.minimum(log_deviation, _MOST_LOG_DEVIATION, propagate_nan=tl.PropagateNan.ALL)
-    if TANH:
-        bounded = tl.maximum(bounded, _LEAST_OF_TANH, propagate_nan=tl.PropagateNan.ALL)
-    e, _, _ = exponential(-bounded)
+    e, _, _ = exponential(-0.5 * delta, _WIDEST, _NARROWEST_OF_TANH if TANH else _NARROWEST)
     inverse = tl.sqrt_rn(precision) * e
     is_open = tl.abs(x_0) > _EDGE
     side = tl.where(is_open, x_0, difference).to(tl.uint32, bitcast=True)
@@ -101,7 +98,6 @@ def nll(difference, delta, precision, x_0, TANH: tl.constexpr):
         log_p, by_y, by_scale = _tanh_level(off, inverse, is_open)
     else:
         log_p, by_y, by_scale = _level(off, inverse, is_open)
-        log_p -= tl.where(is_open, 0.0, log_deviation - bounded)
     return -log_p, flip(-by_y * inverse, side), 0.5 * by_scale
 
 

@@ -90,6 +90,6 @@ PEER = Peer(
     "diffusers.DDIMScheduler",
     "diffusers.schedulers.scheduling_ddim",
     (Method(step, "one pass", ("_get_variance",)), *noising.METHODS),
-    left=("thresholding", "a step that divides by 0 (epsilon at zero terminal SNR)"),
+    left=("thresholding", "a step that divides by 0 (epsilon at zero terminal SNR)", "a timestep with dimensions"),
 )
 PEERS = {PEER.name: PEER}

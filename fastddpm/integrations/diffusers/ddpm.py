@@ -82,6 +82,7 @@ PEER = Peer(
         "thresholding",
         "variance_type 'learned' and 'fixed_large_log' (NaN there)",
         "a step that divides by 0 (epsilon at zero terminal SNR)",
+        "a timestep with dimensions",
     ),
 )
 PEERS = {PEER.name: PEER}

@@ -120,7 +120,7 @@ def why_not(patch: Patch, walk: Walk, row: int, output: Tensor, sample: Tensor, 
     if not isinstance(output, Tensor) or not isinstance(sample, Tensor):
         return NO_TENSOR
     if row < 0:
-        return "a timestep that is none of the scheduler's, or where it divides by 0"
+        return "a timestep that is none of the scheduler's or no number, or where it divides by 0"
     if output.dtype is not sample.dtype and (returns_output or torch.promote_types(output.dtype, sample.dtype) != sample.dtype):
         return "a result of another dtype than the sample's"
     return unfit(patch, output, sample, walk.learned)
