@@ -33,8 +33,8 @@ _LEAST, _MOST = tl.constexpr(-88.2), tl.constexpr(88.3)
 
 @triton.jit
 def exponential(x, LEAST: tl.constexpr = _LEAST, MOST: tl.constexpr = _MOST):
-    """e^x, e^x - 1 and e^x - 1 - x >= 0, none of which cancels near 0. e^x stays what it is at LEAST and at MOST: 0 (below -88.0),
-    and 2.2e38.
+    """e^x, e^x - 1 and e^x - 1 - x >= 0, none of which cancels near 0. Beyond LEAST and MOST e^x stays what it is there: 0
+    (below -88.0), and 2.2e38.
 
     x = n ln 2 + r;  e^r - 1 = p = r + q, q = r^2 P(r)
     """
