@@ -28,18 +28,18 @@ _P0, _P1, _P2, _P3, _P4, _P5 = map(
     (0.5, 0.1666666716337204, 0.04166646674275398, 0.008333360776305199, 0.001393360667861998, 0.0001985780254472047),
 )
 _ROUNDER = tl.constexpr(1.5 * 2**23)  # a number of the order of 1, added to it, is rounded to an integer in the lower bits
-_LEAST, _MOST = tl.constexpr(-88.2), tl.constexpr(88.3)
+_LEAST, _MOST = tl.constexpr(-80.0), tl.constexpr(88.3)
 
 
 @triton.jit
-def exponential(x, LEAST: tl.constexpr = _LEAST, MOST: tl.constexpr = _MOST):
-    """e^x, e^x - 1 and e^x - 1 - x >= 0, none of which cancels near 0. Beyond LEAST and MOST e^x stays what it is there: 0
-    (below -88.0), and 2.2e38.
+def exponential(x):
+    """e^x, e^x - 1 and e^x - 1 - x >= 0, none of which cancels near 0. Beyond -80 and 88.3 e^x stays what it is there:
+    2e-35, so that 1 / a deviation never vanishes, and 2.2e38.
 
     x = n ln 2 + r;  e^r - 1 = p = r + q, q = r^2 P(r)
     """
-    bounded = tl.maximum(x, LEAST, propagate_nan=tl.PropagateNan.ALL)
-    bounded = tl.minimum(bounded, MOST, propagate_nan=tl.PropagateNan.ALL)
+    bounded = tl.maximum(x, _LEAST, propagate_nan=tl.PropagateNan.ALL)
+    bounded = tl.minimum(bounded, _MOST, propagate_nan=tl.PropagateNan.ALL)
     rounded = tl.fma(bounded, _LOG2_E, _ROUNDER)
     n = rounded - _ROUNDER
     scale = ((rounded.to(tl.int32, bitcast=True) << 23) + 0x3F800000).to(tl.float32, bitcast=True)
@@ -78,7 +78,6 @@ _G30, _G31, _G40 = map(tl.constexpr, (0.00019833954866044223, -7.52604246372357e
 _K, _CUBIC = tl.constexpr(math.sqrt(2 / math.pi)), tl.constexpr(0.044715)
 _LOG_FLOOR = tl.constexpr(math.log(1e-12))
 _FAR = tl.constexpr(1e30)
-_WIDEST, _NARROWEST, _NARROWEST_OF_TANH = map(tl.constexpr, (-80.0, 70.0, 20.0))  # log 1 / deviation
 
 
 @triton.jit
@@ -86,10 +85,10 @@ def nll(difference, delta, precision, x_0, TANH: tl.constexpr):
     """-log P of x_0's level under N(x_0 - difference, e^delta / precision), and its derivatives by difference and delta.
 
     A level is symmetric, so the mean's side is turned to where the mean lies `off` >= 0 below the level's centre. The levels at
-    -1 and +1 are open to their side: turned so that their one edge is the lower, and `off` may be negative. A deviation
-    is bounded: -log P of one wider than e^80 stays what it is there, with its slope.
+    -1 and +1 are open to their side: turned so that their one edge is the lower, and `off` may be negative.
+    -log P of a deviation wider than e^80 stays what it is there, with its slope.
     """
-    e, _, _ = exponential(-0.5 * delta, _WIDEST, _NARROWEST_OF_TANH if TANH else _NARROWEST)
+    e, _, _ = exponential(-0.5 * delta)
     inverse = tl.sqrt_rn(precision) * e
     is_open = tl.abs(x_0) > _EDGE
     side = tl.where(is_open, x_0, difference).to(tl.uint32, bitcast=True)
