@@ -55,7 +55,7 @@ class Walks:
             schedule = self.schedule
             settings |= {"steps": _hashable(steps), "start": start}
         about = (schedule, self.prediction_type, self.variance_type)
-        name = sampler, *about, *((name, _name_of(value)) for name, value in settings.items())
+        name = sampler, *about, *((setting, _name_of(value)) for setting, value in settings.items())
         rows = self._keep(name, lambda: SAMPLERS[sampler](*about, **settings))
         if sampler != "ddpm":
             return rows, 0, start

@@ -74,7 +74,8 @@ class Stages:
         half = torch.cat((torch.full_like(at.sigma[:1], torch.nan), at.sigmas.diff()[:-1])) / 2
         second = {**first, "k_x": half / at.sigma, "k_0": -half / at.sigma}
         self.of_first = Rows({**plain(first), **slope, "bound": bound})
-        second, there = plain(second), torch.ones_like(half).bool()
+        second = plain(second)
+        there: Tensor | bool = True
         if prediction == "sample" and clip:  # weighted one by one, x and a predicted x_0 would round more than their difference
             there = half.abs() <= at.sigma  # (the first's is at most three times its own)
         elif prediction == "sample":  # that difference in the place of x_0_hat, which nobody asks for
