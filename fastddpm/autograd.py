@@ -41,8 +41,8 @@ class Loss(torch.autograd.Function):
         *losses, grad = getattr(ops, name)(model_output, *others, with_grad)
         at = NOISE[name]
         noise, kept, ctx.key = others[at], None, None
-        has_version = noise is not None and noise.dtype is torch.int64 and not noise.is_inference()
-        if with_grad and has_version:  # most keys are never read again, and a copy costs much
+        # most keys are never read again, and a copy costs much (no compiler, which knows no is_inference, comes `with_grad`)
+        if with_grad and noise is not None and noise.dtype is torch.int64 and not noise.is_inference():
             ctx.key = noise, noise._version, noise.__dict__.get("_advanced", NEVER)
         else:
             kept = _kept(noise)
