@@ -25,20 +25,20 @@ def main(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "wants"),
+    ("name", "wants", "steps"),
     [
-        ("patch_diffusers_training", "diffusers"),
-        ("autocast_and_grad_scaler", None),
-        ("gradient_accumulation", None),
-        ("lightning_module", "pytorch_lightning"),
-        ("accelerate_loop", "accelerate"),
+        ("patch_diffusers_training", "diffusers", 25),
+        ("autocast_and_grad_scaler", None, 12),  # bfloat16 without instructions for it is 2 s a step
+        ("gradient_accumulation", None, 25),
+        ("lightning_module", "pytorch_lightning", 25),
+        ("accelerate_loop", "accelerate", 1),  # an epoch
     ],
 )
-def test_a_loop_trains(name, wants):
+def test_a_loop_trains(name, wants, steps):
     if wants:
         pytest.importorskip(wants)
-    losses = main(name)(*([1] if name == "accelerate_loop" else [25]))
-    assert len(losses) >= 25 and sum(losses[-5:]) < 0.6 * sum(losses[:5])
+    losses = main(name)(steps)
+    assert len(losses) >= steps and sum(losses[-3:]) < 0.6 * sum(losses[:3])
 
 
 def test_parts_of_a_batch_are_the_whole():
