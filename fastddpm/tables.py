@@ -76,9 +76,9 @@ class Tables:
             timestep = timestep.item()
         if isinstance(timestep, bool) or not isinstance(timestep, Real):
             raise TypeError(f"timestep: expected a number, got {describe(timestep)}")
-        found = (self.timesteps == timestep).nonzero().flatten().tolist()
         if not len(self.timesteps):
             raise ValueError(f"timestep: expected none, since {type(self).__name__} has no table of steps, got {timestep}")
+        found = (self.timesteps == timestep).nonzero().flatten().tolist()
         if len(found) != 1:
             raise ValueError(
                 f"timestep: expected one of {_brief(self.timesteps)} that one step has, got {timestep}, of {len(found)}"

@@ -28,17 +28,17 @@ def main(name):
     ("name", "wants", "steps"),
     [
         ("patch_diffusers_training", "diffusers", 25),
-        ("autocast_and_grad_scaler", None, 12),  # bfloat16 without instructions for it is 2 s a step
+        ("autocast_and_grad_scaler", None, 15),  # bfloat16 without instructions for it is 2 s a step
         ("gradient_accumulation", None, 25),
         ("lightning_module", "pytorch_lightning", 25),
-        ("accelerate_loop", "accelerate", 1),  # an epoch
+        ("accelerate_loop", "accelerate", 25),
     ],
 )
 def test_a_loop_trains(name, wants, steps):
     if wants:
         pytest.importorskip(wants)
-    losses = main(name)(steps)
-    assert len(losses) >= steps and sum(losses[-3:]) < 0.6 * sum(losses[:3])
+    losses = main(name)(1 if name == "accelerate_loop" else steps)  # an epoch, that one
+    assert len(losses) >= steps and sum(losses[-5:]) < 0.6 * sum(losses[:5])
 
 
 def test_parts_of_a_batch_are_the_whole():
